@@ -1,0 +1,86 @@
+# Development tasks. `make` alone lists them.
+
+PYTHON ?= python3
+VENV := .venv
+OLDEST := .venv-oldest
+PIP := -m pip --disable-pip-version-check -qq
+ARGS ?=
+
+# Files that real Keras versions wrote lie beside the project where they are at hand; their tests skip elsewhere.
+ifndef FASTASSIGN_CORPUS
+ifneq ($(wildcard ../shared/corpus/files),)
+export FASTASSIGN_CORPUS := $(abspath ../shared/corpus/files)
+endif
+endif
+
+.PHONY: help env demo test test-oldest bench check lint types format clean distclean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name text; do \
+	    printf '%-20s %s\n' "$$name" "$$text"; done
+
+env: $(VENV)/.made ## make the environment .venv: fastassign, editable, with TensorFlow and the tools
+
+demo: $(VENV)/.made ## show what fastassign does, on a model made on the spot
+	@$(VENV)/bin/fastassign demo $(ARGS)
+
+test: $(VENV)/.made ## run the tests (ARGS="-k planner" narrows them)
+	@$(VENV)/bin/pytest $(ARGS)
+
+test-oldest: $(OLDEST)/.made ## run the tests with the oldest supported versions, in .venv-oldest
+	@$(OLDEST)/bin/pytest $(ARGS)
+
+bench: $(VENV)/.made ## run the benchmarks: ratios to stock and to the limit of the hardware
+	@$(VENV)/bin/pytest benchmarks --benchmark-enable $(ARGS)
+
+check: lint types ## lint and types
+
+lint: $(VENV)/.made ## ruff: rules and format
+	@$(VENV)/bin/ruff check
+	@$(VENV)/bin/ruff format --check
+
+# mypy looks for fastassign.kernels below a folder fastassign/, and finds kernels/ there by this link.
+types: $(VENV)/.made ## mypy, strict
+	@mkdir -p build/mypy/fastassign
+	@ln -sfn ../../../kernels build/mypy/fastassign/kernels
+	@$(VENV)/bin/mypy
+
+format: $(VENV)/.made ## let ruff repair what it can
+	@$(VENV)/bin/ruff check --fix --exit-zero
+	@$(VENV)/bin/ruff format
+
+clean: ## remove caches and what was built
+	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
+	@find fastassign kernels tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean ## remove the environments too
+	@rm -rf $(VENV) $(OLDEST)
+
+# An environment is made once, and again when what it is made from has changed.
+$(VENV)/.made: pyproject.toml setup.py
+	$(call virtualenv,$(VENV))
+	@echo "installing fastassign, TensorFlow and the tools into $(VENV): this takes a minute or two" >&2
+	@$(VENV)/bin/python $(PIP) install -e '.[dev]'
+	@$(VENV)/bin/python $(PIP) install --no-deps "tf_keras==$$($(VENV)/bin/python -c '$(tf_minor)').*"
+	@touch $@
+
+$(OLDEST)/.made: pyproject.toml setup.py requirements-oldest.txt
+	$(call virtualenv,$(OLDEST))
+	@echo "installing the oldest supported versions into $(OLDEST): this takes a minute or two" >&2
+	@$(OLDEST)/bin/python $(PIP) install -c requirements-oldest.txt -e '.[test]'
+	@$(OLDEST)/bin/python $(PIP) install -c requirements-oldest.txt --no-deps tf_keras
+	@touch $@
+
+define virtualenv
+@command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON) here: name a Python with make PYTHON=/path/to/python" >&2; exit 1; }
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+    echo "fastassign needs Python 3.10 or newer, and $(PYTHON) is $$($(PYTHON) -V 2>&1):" >&2; \
+    echo "name a newer one with make PYTHON=/path/to/python" >&2; exit 1; }
+@test -x $(1)/bin/python || $(PYTHON) -m venv $(1) || { rm -rf $(1); \
+    echo "$(PYTHON) can't make a virtual environment. Debian and Ubuntu ship that apart: apt install python3-venv;" >&2; \
+    echo "or name another Python with make PYTHON=/path/to/python" >&2; exit 1; }
+endef
+
+# tf_keras goes with TensorFlow of the same minor version, whichever build of TensorFlow that is.
+tf_minor := import importlib.metadata as m; print(*{".".join(d.version.split(".")[:2]) for d in m.distributions() \
+    if d.name.lower() in ("tensorflow", "tensorflow-cpu", "tensorflow_cpu")})

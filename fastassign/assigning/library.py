@@ -1,0 +1,124 @@
+"""What only the library's own code can do: layers that load themselves, and tf_keras' conversions.
+
+The library's code gets real arrays, read through the same checks as everything else. It runs before any other
+variable is assigned, because it is the only part of an execution that can fail for another reason than the disk;
+if one object fails, the variables of those before it get their old values back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from fastassign.catalog.records import TensorRecord
+from fastassign.errors import FastAssignError, Mismatch
+from fastassign.matching.assignment import Hook, LayerConversion, Matching
+
+ReadArray = Callable[[TensorRecord], "np.ndarray[Any, Any]"]
+
+
+class HookStore(Mapping[str, Any]):
+    """The group of one object as its ``load_own_variables`` expects it: arrays by name, read when asked for.
+
+    Parameters
+    ----------
+    records : mapping of str to TensorRecord
+        The datasets of the group.
+    read : callable
+        Reads one of them.
+    """
+
+    def __init__(self, records: Mapping[str, TensorRecord], read: ReadArray) -> None:
+        self._records, self._read = records, read
+
+    def __getitem__(self, name: str) -> np.ndarray[Any, Any]:
+        """Read a dataset."""
+        return self._read(self._records[name])
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names."""
+        return iter(self._records)
+
+    def __len__(self) -> int:
+        """Count the datasets."""
+        return len(self._records)
+
+
+class Rollback:
+    """The values that variables had before the library's own code ran."""
+
+    def __init__(self) -> None:
+        self._before: list[tuple[Any, Any]] = []
+
+    def remember(self, obj: Any) -> None:
+        """Keep the values of an object's variables; reading one does not copy it."""
+        for variable in getattr(obj, "variables", ()):
+            value = getattr(variable, "_value", variable)
+            self._before.append((variable, value.read_value() if hasattr(value, "read_value") else value))
+
+    def restore(self) -> None:
+        """Give all variables back what they had."""
+        for variable, value in reversed(self._before):
+            variable.assign(value)
+
+
+def run_hooks(matching: Matching, read: ReadArray, *, skip_mismatch: bool) -> tuple[Rollback, list[str]]:
+    """Let objects load themselves.
+
+    Returns
+    -------
+    (Rollback, list of str)
+        How to undo it, and the names of the variables that may have changed.
+
+    Raises
+    ------
+    Mismatch
+        An object's method raised; the text is stock's for a failed object.
+    """
+    rollback = Rollback()
+    names: list[str] = []
+    for hook in matching.hooks:
+        rollback.remember(hook.obj)
+        try:
+            hook.obj.load_own_variables(HookStore(hook.records, read))
+        except FastAssignError:
+            rollback.restore()
+            raise
+        except Exception as error:
+            if not skip_mismatch:
+                rollback.restore()
+                raise _failure(matching, hook, error) from error
+            matching.skipped.append(f"{hook.obj}: {error}")
+        names += [str(getattr(v, "path", v.name)) for v in getattr(hook.obj, "variables", ())]
+    return rollback, names
+
+
+def _failure(matching: Matching, hook: Hook, error: Exception) -> Mismatch:
+    text = str(error)
+    if matching.library == "keras":
+        text = (
+            "A total of 1 objects could not "
+            "be loaded. Example error message for "
+            f"object {hook.obj}:\n\n"
+            f"{error}\n\n"
+            "List of objects that could not be loaded:\n"
+            f"{[hook.obj]}"
+        )
+    return Mismatch(text, tensor=f"{hook.path}/vars", hint="its own load_own_variables raised this")
+
+
+def convert(
+    conversion: LayerConversion, read: ReadArray, convert_layer: Callable[..., list[Any]]
+) -> list[tuple[Any, Any]]:
+    """Convert one layer's weights from an older layout.
+
+    Returns
+    -------
+    list of (target, numpy.ndarray)
+        What to assign.
+    """
+    values = [read(record) for record in conversion.records]
+    converted = convert_layer(conversion.layer, values, conversion.keras_version, conversion.backend)
+    return list(zip(conversion.targets, converted, strict=True))

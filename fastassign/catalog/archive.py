@@ -1,0 +1,148 @@
+"""Where the weights stand inside a ``.keras`` archive.
+
+A ``.keras`` file is a zip archive (PKWARE APPNOTE.TXT, section 4.3) whose member ``model.weights.h5`` Keras
+stores without compression, so the HDF5 file inside can be read in place: its first byte is the member's local
+header plus 30 bytes plus the two lengths in that header (section 4.3.7). Stock reads it through ``ZipExtFile``,
+seek by seek, which costs ten times the plain file.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import struct
+import tempfile
+import zipfile
+import zlib
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from fastassign.catalog.file import WeightFile
+from fastassign.errors import Malformed, Refused, Truncated
+
+MEMBER = "model.weights.h5"
+
+_LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
+_LOCAL_SIGNATURE = b"PK\x03\x04"
+_PIECE = 1 << 20
+
+
+def locate(file: WeightFile) -> tuple[int, int] | None:
+    """Find the stored weights member.
+
+    Returns
+    -------
+    (int, int) or None
+        Offset of the member's first byte in the file and its size in bytes; ``None`` where the member is
+        compressed and has to be inflated first (``inflate``).
+
+    Raises
+    ------
+    Malformed
+        Not a zip archive, or one without weights.
+    Truncated
+        The member reaches past the end of the file.
+    Refused
+        The member is encrypted, or named twice.
+    """
+    info = _member(file)
+    if info.compress_type != zipfile.ZIP_STORED:
+        return None
+    start = _data_offset(file, info)
+    if info.compress_size != info.file_size:
+        raise Malformed(f"{MEMBER} is stored, but its two sizes differ", file=file.path, tensor=MEMBER)
+    return start, info.file_size
+
+
+def inflate(file: WeightFile, *, max_bytes: int) -> WeightFile:
+    """Unpack a compressed weights member into an unnamed temporary file.
+
+    Parameters
+    ----------
+    file : WeightFile
+        The archive.
+    max_bytes : int
+        The most that the member may inflate to.
+
+    Returns
+    -------
+    WeightFile
+        The HDF5 file; it vanishes when it is closed.
+
+    Raises
+    ------
+    Refused
+        The member is larger than ``max_bytes``, or inflates to more than it declares.
+    """
+    info = _member(file)
+    if info.file_size > max_bytes:
+        raise _too_large(file, info.file_size, max_bytes)
+    directory = Path(tempfile.mkdtemp(prefix="fastassign-"))
+    target = directory / MEMBER
+    try:
+        with _reader(file) as outer, zipfile.ZipFile(outer) as archive, archive.open(info) as member:
+            _copy_bounded(file, member, target, info.file_size)
+        return WeightFile(target)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise Malformed(f"{MEMBER} can't be inflated: {error}", file=file.path, tensor=MEMBER) from error
+    finally:
+        # The descriptor keeps the data; the name is not needed any more, and never outlives the process.
+        with suppress(FileNotFoundError):
+            target.unlink()
+        directory.rmdir()
+
+
+def _copy_bounded(file: WeightFile, member: IO[bytes], target: Path, declared: int) -> None:
+    written = 0
+    with target.open("wb") as out:
+        while piece := member.read(_PIECE):
+            written += len(piece)
+            if written > declared:
+                raise _too_large(file, written, declared)
+            out.write(piece)
+
+
+def _too_large(file: WeightFile, nbytes: int, limit: int) -> Refused:
+    return Refused(
+        f"{MEMBER} inflates to {nbytes} bytes, more than the {limit} allowed",
+        rule="archive-size",
+        option="LoadOptions(max_staging_bytes=...)",
+        file=file.path,
+        tensor=MEMBER,
+    )
+
+
+def _reader(file: WeightFile) -> io.BufferedReader:
+    # A duplicate, because zipfile closes what it is given; the position they share is used by nobody else.
+    return os.fdopen(os.dup(file.descriptor), "rb")
+
+
+def _member(file: WeightFile) -> zipfile.ZipInfo:
+    try:
+        with _reader(file) as outer, zipfile.ZipFile(outer) as archive:
+            found = [info for info in archive.infolist() if info.filename == MEMBER]
+    except (zipfile.BadZipFile, EOFError, UnicodeDecodeError, NotImplementedError) as error:
+        hint = "a .keras file is a zip archive; this one was cut short or is something else"
+        raise Malformed(f"{error}", file=file.path, hint=hint) from error
+    if not found:
+        hint = "the archive holds no HDF5 weights (it may have been saved with another weights format)"
+        raise Malformed(f"There is no item named {MEMBER!r} in the archive", file=file.path, hint=hint)
+    info = found[0]
+    if len(found) > 1 or info.flag_bits & 0x1 or stat.S_ISLNK(info.external_attr >> 16):
+        raise Refused(
+            f"{MEMBER} is ambiguous: named twice, encrypted or a link", rule="archive-member", file=file.path
+        )
+    return info
+
+
+def _data_offset(file: WeightFile, info: zipfile.ZipInfo) -> int:
+    header = file.read(info.header_offset, _LOCAL_HEADER.size)
+    signature, *_, name_length, extra_length = _LOCAL_HEADER.unpack(header)
+    if signature != _LOCAL_SIGNATURE:
+        raise Malformed(f"{MEMBER} has no local header where the archive says", file=file.path, tensor=MEMBER)
+    start = info.header_offset + _LOCAL_HEADER.size + int(name_length) + int(extra_length)
+    if start + info.file_size > file.size:
+        raise Truncated(f"{MEMBER} reaches past the end of the archive", file=file.path, tensor=MEMBER)
+    return start

@@ -1,0 +1,165 @@
+"""The file itself, opened once: its identity, and reads that never return less than asked for.
+
+The descriptor stays open from the index to the last byte, so that what was checked is what is read, even if
+the path is given to another file in between.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from fastassign.errors import Changed, Denied, Malformed, NotAFile, NotFound, Truncated, Unreadable
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What tells one state of a file from another: a write moves ``mtime_ns`` and ``ctime_ns``."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @classmethod
+    def of(cls, descriptor: int) -> Identity:
+        """Read the identity of an open file."""
+        status = os.fstat(descriptor)
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+class WeightFile:
+    """A file opened for reading.
+
+    Threads: ``read`` and ``check_unchanged`` may be called from any thread at once; ``close`` from one, after
+    the others are done.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        The file.
+
+    Raises
+    ------
+    NotFound, Denied, NotAFile, Unreadable
+        The file can't be opened; the text is h5py's, as stock Keras raises it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._adopt(Path(path), _open(Path(path)))
+
+    def _adopt(self, path: Path, descriptor: int) -> None:
+        self.path, self.descriptor = path, descriptor
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise Malformed(
+                    f"{path} is not a regular file",
+                    file=path,
+                    hint="copy it to a file first: a weight file is read at many places at once",
+                )
+            self.identity = Identity.of(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def duplicate(self) -> WeightFile:
+        """Return a second handle on the same open file, also where its name is gone."""
+        twin = WeightFile.__new__(WeightFile)
+        twin._adopt(self.path, os.dup(self.descriptor))
+        return twin
+
+    def __enter__(self) -> WeightFile:
+        """Return the file."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the file."""
+        self.close()
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file when it was opened."""
+        return self.identity.size
+
+    def read_some(self, offset: int, nbytes: int) -> bytes:
+        """Return up to ``nbytes`` bytes from ``offset``; fewer only at the end of the file."""
+        return os.pread(self.descriptor, nbytes, offset)
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """Return exactly ``nbytes`` bytes from ``offset``, or raise ``Truncated``."""
+        pieces = []
+        missing = nbytes
+        while missing:
+            piece = os.pread(self.descriptor, missing, offset + nbytes - missing)
+            if not piece:
+                raise Truncated(
+                    f"{self.path} ends at byte {offset + nbytes - missing}, {missing} bytes short of what it declares",
+                    file=self.path,
+                    hint="the file was cut short: copy or save it again",
+                )
+            pieces.append(piece)
+            missing -= len(piece)
+        return b"".join(pieces)
+
+    def check_unchanged(self) -> None:
+        """Raise ``Changed`` if the file was written to, or cut, since it was opened."""
+        now = Identity.of(self.descriptor)
+        if now == self.identity:
+            return
+        if now.size < self.identity.size:
+            raise Truncated(
+                f"{self.path} shrank from {self.identity.size} to {now.size} bytes while it was being read",
+                file=self.path,
+                hint="write a new file and rename it over the old one instead of writing in place",
+            )
+        # A new link or a changed mode moves ctime alone; that says nothing about the bytes.
+        if (now.size, now.mtime_ns) != (self.identity.size, self.identity.mtime_ns):
+            raise Changed(
+                f"{self.path} was modified while it was being read",
+                file=self.path,
+                hint="write a new file and rename it over the old one instead of writing in place",
+            )
+
+    def close(self) -> None:
+        """Close the descriptor; a second call does nothing."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+
+def _open(path: Path) -> int:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise unreadable(path, IsADirectoryError(21, os.strerror(21), str(path)))
+    return descriptor
+
+
+def unreadable(path: Path, error: OSError) -> Unreadable:
+    """Translate the system's refusal to open a file, in the words that h5py has for it."""
+    text = (
+        f"[Errno {error.errno}] Unable to synchronously open file (unable to open file: name = '{path}', "
+        f"errno = {error.errno}, error message = '{os.strerror(error.errno or 0)}', flags = 0, o_flags = 0)"
+    )
+    kind, hint = Unreadable, "check that the path can be read by this process"
+    if isinstance(error, FileNotFoundError):
+        kind, hint = NotFound, "check the path; a file saved in shards ends in .weights.json"
+    elif isinstance(error, PermissionError):
+        kind, hint = Denied, "give this process the right to read the file"
+    elif isinstance(error, IsADirectoryError):
+        kind, hint = NotAFile, "name the file inside the directory"
+    translated = kind(text, file=path, hint=hint)
+    translated.errno, translated.filename = error.errno, str(path)
+    return translated

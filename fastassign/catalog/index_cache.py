@@ -1,0 +1,177 @@
+"""Indexes of files that were opened before, kept under the user's cache folder.
+
+Reading the index of a file with 5,000 tensors takes longer than reading its data. A cached index is a JSON
+file of its own; it is found by the identity of the weight file (device, inode, size, and both times in
+nanoseconds), checked against that file's bounds when it is read, replaced as a whole when it is written, and
+may be deleted at any time.
+
+``FASTASSIGN_CACHE=off`` switches it off; any other value is the folder to use.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+import zlib
+from contextlib import suppress
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+from fastassign.catalog.file import Identity
+from fastassign.catalog.records import Contents, Extent, Index, Refusal, TensorRecord, itemsize_of
+
+# Raised with every change of the layout below, so that old entries are ignored.
+FORMAT = 1
+
+# Entries kept; a weight file of 1,000 tensors has an entry of about 60 kB.
+MAX_ENTRIES = 256
+
+# A file written to twice within one tick of the file system's clock keeps its times. Linux ticks at 10 ms at
+# the slowest; file systems that store whole seconds show it by their zeros.
+_TICK_NS = 20_000_000
+_COARSE_TICK_NS = 2_000_000_000
+
+
+def folder() -> Path | None:
+    """Return the folder of the cache, or ``None`` where it is switched off."""
+    setting = os.environ.get("FASTASSIGN_CACHE", "")
+    if setting.lower() in {"off", "0", "no", "false"}:
+        return None
+    if setting:
+        return Path(setting)
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "fastassign" / "index"
+
+
+def load(identity: Identity) -> Index | None:
+    """Return the index of a file, or ``None`` where it is not cached or the entry is not sound."""
+    place = folder()
+    if place is None:
+        return None
+    try:
+        descriptor = os.open(_entry(place, identity), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    with os.fdopen(descriptor, "rb") as entry:
+        if os.fstat(descriptor).st_uid != os.geteuid():
+            return None
+        stored = entry.read()
+    try:
+        return _decode(stored, identity)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return None
+
+
+def store(identity: Identity, index: Index) -> bool:
+    """Keep the index of a file; return whether it was kept.
+
+    Nothing is kept for a file written to a moment ago: a second write in the same tick of the clock would not
+    be seen. A folder that can't be written to is no error: the next load indexes the file again.
+    """
+    place = folder()
+    if place is None or _is_racy(identity):
+        return False
+    entry = _entry(place, identity)
+    try:
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.NamedTemporaryFile(dir=place, prefix=".new-", delete=False) as new:
+            new.write(_encode(identity, index))
+        os.replace(new.name, entry)
+        _prune(place, entry)
+    except OSError:
+        return False
+    return True
+
+
+def _is_racy(identity: Identity) -> bool:
+    coarse = identity.mtime_ns % 1_000_000_000 == 0
+    newest = max(identity.mtime_ns, identity.ctime_ns)
+    return time.time_ns() - newest < (_COARSE_TICK_NS if coarse else _TICK_NS)
+
+
+def _entry(place: Path, identity: Identity) -> Path:
+    device, inode, *rest = astuple(identity)
+    return place / f"{device:x}-{inode:x}-{'-'.join(f'{part:x}' for part in rest)}.json"
+
+
+def _prune(place: Path, newest: Path) -> None:
+    same_file = "-".join(newest.name.split("-")[:2]) + "-"
+    entries = []
+    for path in place.glob("*.json"):
+        if path != newest and path.name.startswith(same_file):
+            path.unlink(missing_ok=True)
+            continue
+        with suppress(FileNotFoundError):  # another process pruned it
+            entries.append((path.stat().st_mtime_ns, path))
+    for _, path in sorted(entries)[:-MAX_ENTRIES]:
+        path.unlink(missing_ok=True)
+
+
+def _encode(identity: Identity, index: Index) -> bytes:
+    contents = index.contents
+    records = list(contents.records.values())
+    body = json.dumps(
+        {
+            "format": FORMAT,
+            "identity": astuple(identity),
+            "base": index.base,
+            "size": index.size,
+            "keys": [record.key for record in records],
+            "shapes": [record.shape for record in records],
+            "dtypes": [record.dtype for record in records],
+            "offsets": [record.extents[0].offset if record.extents else -1 for record in records],
+            "details": {record.key: record.detail for record in records if record.encoding == "library"},
+            "groups": contents.groups,
+            "refusals": [(r.key, r.rule, r.message, r.option) for r in contents.refusals.values()],
+            "texts": [(path, name, values) for (path, name), values in contents.texts.items()],
+        },
+        separators=(",", ":"),
+    ).encode()
+    return b"%08x\n" % zlib.crc32(body) + body
+
+
+def _decode(stored: bytes, identity: Identity) -> Index | None:
+    checksum, _, body = stored.partition(b"\n")
+    if int(checksum, 16) != zlib.crc32(body):
+        return None
+    data = json.loads(body)
+    if data["format"] != FORMAT or tuple(data["identity"]) != astuple(identity):
+        return None
+    base, size = int(data["base"]), int(data["size"])
+    if base < 0 or size < 0 or base + size > identity.size:
+        return None
+    records = _records(data, base, base + size)
+    if records is None:
+        return None
+    contents = Contents(
+        records=records,
+        groups={path: tuple(names) for path, names in data["groups"].items()},
+        refusals={key: Refusal(key, rule, message, option) for key, rule, message, option in data["refusals"]},
+        texts={(path, name): tuple(values) for path, name, values in data["texts"]},
+    )
+    return Index(base=base, size=size, contents=contents)
+
+
+def _records(data: dict[str, Any], base: int, end: int) -> dict[str, TensorRecord] | None:
+    records = {}
+    details = data["details"]
+    itemsizes = {dtype: itemsize_of(dtype) for dtype in set(data["dtypes"])}
+    columns = zip(data["keys"], data["shapes"], data["dtypes"], data["offsets"], strict=True)
+    for key, dims, dtype, offset in columns:
+        shape = tuple(dims)
+        if key in details:
+            records[key] = TensorRecord(key, shape, dtype, "library", (), details[key])
+            continue
+        nbytes = itemsizes[dtype]
+        for length in shape:
+            nbytes *= length
+        if nbytes == 0:
+            records[key] = TensorRecord(key, shape, dtype)
+            continue
+        if offset < base or nbytes < 0 or offset + nbytes > end:
+            return None
+        records[key] = TensorRecord(key, shape, dtype, "raw", (Extent(offset, nbytes),))
+    return records

@@ -1,0 +1,99 @@
+"""The layout of legacy Keras ``.h5`` files (Keras 1 to 3, tf_keras).
+
+Root, or the group ``model_weights`` of a whole-model file, carries the attribute ``layer_names`` in model
+order; each layer's group carries ``weight_names``, in the order trainable then non-trainable as the layer had
+them when it was saved. Lists too long for an HDF5 object header are split into ``layer_names0``,
+``layer_names1``, ... (source: ``legacy_h5_format.py`` of Keras 3, ``hdf5_format.py`` of tf_keras).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastassign.catalog.records import Contents
+
+WHOLE_MODEL_GROUP = "model_weights"
+TOP_LEVEL_GROUP = "top_level_model_weights"
+
+
+@dataclass(frozen=True, slots=True)
+class SavedLayer:
+    """One layer of the file: its name, and its weights in saved order as (name, key of the record)."""
+
+    name: str
+    weights: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LegacyLayout:
+    """The layers of a legacy file.
+
+    Attributes
+    ----------
+    layers : tuple of SavedLayer
+        In model order, layers without weights included.
+    top_level : SavedLayer or None
+        Weights that belong to the model itself; ``None`` where the file is too old to have them.
+    keras_version : str
+        ``"1"`` where the file does not say.
+    backend : str or None
+        The backend that saved it.
+    """
+
+    layers: tuple[SavedLayer, ...]
+    top_level: SavedLayer | None
+    keras_version: str
+    backend: str | None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of all weights, in order."""
+        groups = (*self.layers, self.top_level) if self.top_level is not None else self.layers
+        return tuple(key for layer in groups for _, key in layer.weights)
+
+
+def is_legacy(contents: Contents) -> bool:
+    """Whether the file names its layers as a legacy file does."""
+    return any(
+        (path, name) in contents.texts
+        for path in ("", WHOLE_MODEL_GROUP)
+        for name in ("layer_names", "layer_names0")
+    )
+
+
+def read_layout(contents: Contents) -> LegacyLayout:
+    """Read the layout; a file of another kind gives one without layers, as stock sees it."""
+    root = ""
+    if ("", "layer_names") not in contents.texts and WHOLE_MODEL_GROUP in contents.groups:
+        root = WHOLE_MODEL_GROUP
+    top = _join(root, TOP_LEVEL_GROUP)
+    version = contents.texts.get((root, "keras_version"), ("1",))
+    backend = contents.texts.get((root, "backend"), ())
+    return LegacyLayout(
+        layers=tuple(_layer(contents, root, name) for name in _names(contents, root, "layer_names")),
+        top_level=_layer(contents, root, TOP_LEVEL_GROUP) if top in contents.groups else None,
+        keras_version=version[0] if version else "1",
+        backend=backend[0] if backend else None,
+    )
+
+
+def _layer(contents: Contents, root: str, name: str) -> SavedLayer:
+    group = _join(root, name)
+    names = _names(contents, group, "weight_names")
+    return SavedLayer(name=name, weights=tuple((weight, f"{group}/{weight}") for weight in names))
+
+
+def _names(contents: Contents, group: str, attribute: str) -> tuple[str, ...]:
+    whole = contents.texts.get((group, attribute))
+    if whole is not None:
+        return whole
+    names: list[str] = []
+    chunk = 0
+    while (part := contents.texts.get((group, f"{attribute}{chunk}"))) is not None:
+        names += part
+        chunk += 1
+    return tuple(names)
+
+
+def _join(root: str, name: str) -> str:
+    return f"{root}/{name}" if root else name

@@ -1,0 +1,73 @@
+"""What an untrusted weight file may contain, as rules that can be switched off one by one.
+
+A weight file is data from somebody else. The rules decide, from metadata alone and before anything is
+allocated, what a load may follow and read; ``docs/policy.md`` explains each. A rule that is broken somewhere
+in the file becomes a ``Refusal``, raised only if a load needs that path; limits on the file as a whole are
+raised while it is indexed.
+
+Not here: whether a tensor fits its variable. That check (shape equality, before any allocation) is made by
+``fastassign.matching``, and is the one that keeps a declared shape from driving memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastassign.catalog.records import Refusal
+
+# Each rule and what it keeps out. Names are stable: users write them in ``LoadOptions(allow={...})``.
+RULES: dict[str, str] = {
+    "soft-link": "a name that points to another path of the file",
+    "external-link": "a name that points into another file",
+    "external-storage": "a dataset whose bytes stand in other files",
+    "virtual-dataset": "a dataset assembled from other datasets or files",
+    "filter": "a compression filter other than gzip, shuffle and fletcher32",
+    "expansion": "a dataset that declares far more bytes than the file stores for it",
+    "overlap": "two datasets that share bytes of the file",
+}
+
+# Links of a user-defined class run a plugin's code to be resolved: nothing allows them.
+USER_LINK_RULE = "user-defined-link"
+DTYPE_RULE = "dtype"
+
+# deflate, shuffle, fletcher32: built into every HDF5 library and decoded without loading a plugin.
+ALLOWED_FILTERS = frozenset({1, 2, 3})
+
+# Keras 3.15 refuses above 4 GiB and 1000 times the stored bytes. A single bomb below 4 GiB passes there; here
+# the floor is where a harmless all-zero tensor that gzip shrank to nothing stops being plausible.
+EXPANSION_FLOOR_BYTES = 256 << 20
+MAX_EXPANSION = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds on the file as a whole, so that indexing it stays cheap whatever it declares.
+
+    Attributes
+    ----------
+    max_objects : int
+        Links in all groups together. The largest published Keras models have below 100,000.
+    max_depth : int
+        Nesting of groups; Keras writes one level per nested layer, rarely more than ten.
+    max_text_bytes : int
+        Bytes of all layer and weight names together.
+    """
+
+    max_objects: int = 1_000_000
+    max_depth: int = 64
+    max_text_bytes: int = 64 << 20
+
+
+def option_for(rule: str) -> str:
+    """Return the option that switches a rule off, as a user writes it."""
+    return f'LoadOptions(allow={{"{rule}"}})'
+
+
+def refusal(key: str, rule: str, message: str) -> Refusal:
+    """Make the refusal of one path; the option is named where one exists."""
+    return Refusal(key=key, rule=rule, message=message, option=option_for(rule) if rule in RULES else None)
+
+
+def exceeds_expansion(declared: int, stored: int) -> bool:
+    """Whether a dataset declares so much more than is stored that it must be a bomb."""
+    return declared > EXPANSION_FLOOR_BYTES and declared > MAX_EXPANSION * stored

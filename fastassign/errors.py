@@ -1,0 +1,162 @@
+"""The errors that fastassign raises: one root, each also the builtin that a caller would expect.
+
+Where stock Keras raises for the same input, ``str(error)`` is Keras' own text and the class derives from
+Keras' own exception type, so code written against Keras keeps working. What Keras does not say (which file,
+which tensor, which variable, what to do next) stands in the attributes, and in the notes that Python 3.11 and
+newer print below the message.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class FastAssignError(Exception):
+    """The root of every error that fastassign raises on purpose.
+
+    Parameters
+    ----------
+    message : str
+        What went wrong; equal to stock Keras' text where stock raises too.
+    file : str or os.PathLike, optional
+        The file that was being loaded.
+    tensor : str, optional
+        The dataset inside the file, as its HDF5 path.
+    variable : str, optional
+        The variable in the model.
+    hint : str, optional
+        What the caller can do next.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        file: str | os.PathLike[str] | None = None,
+        tensor: str | None = None,
+        variable: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.file = None if file is None else os.fspath(file)
+        self.tensor = tensor
+        self.variable = variable
+        self.hint = hint
+        for label in ("file", "tensor", "variable", "hint"):
+            value = getattr(self, label)
+            if value is not None:
+                annotate(self, f"{label}: {value}")
+
+    def at(self, file: str | os.PathLike[str]) -> Self:
+        """Name the file, where the place that raised did not know it, and return the error."""
+        if self.file is None:
+            self.file = os.fspath(file)
+            annotate(self, f"file: {self.file}")
+        return self
+
+    def __str__(self) -> str:
+        """Return the message alone, so that texts can be compared with stock's."""
+        return self.message
+
+
+def annotate(error: BaseException, note: str) -> None:
+    """Attach a note that tracebacks print below the message (shown by Python 3.11 and newer)."""
+    notes: list[Any] = [*getattr(error, "__notes__", ()), note]
+    error.__notes__ = notes  # PEP 678's own attribute: Python 3.10 keeps it, and prints nothing
+
+
+def name_state(error: BaseException, assigned: tuple[str, ...], total: int) -> None:
+    """Tell with an error that ended a load which variables have their new values already.
+
+    Parameters
+    ----------
+    error : BaseException
+        Gets the names as its attribute ``assigned``, and a note.
+    assigned : tuple of str
+        The variables that were assigned, in order.
+    total : int
+        How many there would have been.
+    """
+    error.assigned = assigned  # type: ignore[attr-defined]
+    if not assigned:
+        annotate(error, "no variable was changed")
+        return
+    shown = ", ".join(assigned[:8]) + (", ..." if len(assigned) > 8 else "")
+    annotate(error, f"{len(assigned)} of {total} variables have their new values already: {shown}")
+
+
+class Unreadable(FastAssignError, OSError):
+    """The file can't be opened."""
+
+
+class NotFound(Unreadable, FileNotFoundError):
+    """There is no such file."""
+
+
+class Denied(Unreadable, PermissionError):
+    """The file may not be read by this process."""
+
+
+class NotAFile(Unreadable, IsADirectoryError):
+    """The path is a directory."""
+
+
+class Malformed(FastAssignError, OSError):
+    """The file is not HDF5, or its structure contradicts itself."""
+
+
+class ReadFailed(FastAssignError, OSError):
+    """The storage reported an error while the file was being read."""
+
+
+class Truncated(FastAssignError, OSError):
+    """The file ends before the data that it declares."""
+
+
+class Changed(FastAssignError, OSError):
+    """The file was modified while it was being read."""
+
+
+class Refused(FastAssignError, ValueError):
+    """The file asks for something that the policy for untrusted files does not allow.
+
+    Parameters
+    ----------
+    rule : str
+        The name of the rule, as ``docs/policy.md`` lists it.
+    option : str, optional
+        The option that would allow it; ``None`` where nothing does.
+    """
+
+    def __init__(self, message: str, *, rule: str, option: str | None = None, **context: Any) -> None:
+        self.rule = rule
+        self.option = option
+        if option is not None:
+            context.setdefault("hint", f"if you trust this file, allow it with {option}")
+        super().__init__(message, **context)
+        annotate(self, f"rule: {rule}")
+
+
+class Mismatch(FastAssignError, ValueError):
+    """The file and the model do not fit together; nothing was changed."""
+
+
+class MissingGroup(Mismatch, KeyError):
+    """The file lacks a group that the layout can't do without."""
+
+
+class Budget(FastAssignError, MemoryError):
+    """The load can't be done within the memory that the options allow."""
+
+
+class Unsupported(FastAssignError, NotImplementedError):
+    """The request is valid, but fastassign does not cover it (yet)."""
+
+
+class Cancelled(FastAssignError, RuntimeError):
+    """The load was stopped on request before it was complete."""

@@ -1,0 +1,129 @@
+"""The result of matching: which record goes into which variable, and what is left on both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from fastassign.catalog.records import TensorRecord
+from fastassign.errors import Mismatch
+from fastassign.targets.target import Target
+
+# How stored values become values of the variable. "same": the bytes are the values. "reinterpret": opaque bytes
+# that the variable's dtype explains (bfloat16, float8). "cast": numpy's astype, through the library's assign.
+Fit = Literal["same", "reinterpret", "cast"]
+
+# TensorFlow's dtype names whose stored form is opaque, and its item size.
+_OPAQUE_FORMS = {"bfloat16": "|V2", "float8_e4m3fn": "|V1", "float8_e5m2": "|V1"}
+
+_TENSORFLOW_NAMES = {
+    "|b1": "bool", "|i1": "int8", "|u1": "uint8", "<i2": "int16", "<u2": "uint16", "<i4": "int32", "<u4": "uint32",
+    "<i8": "int64", "<u8": "uint64", "<f2": "float16", "<f4": "float32", "<f8": "float64", "<c8": "complex64",
+    "<c16": "complex128", "bfloat16": "bfloat16",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Assignment:
+    """One record that goes into one variable."""
+
+    record: TensorRecord
+    target: Target
+    fit: Fit
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Hook:
+    """An object whose own ``load_own_variables`` has to run, on a store of these records by name."""
+
+    obj: Any
+    path: str
+    records: dict[str, TensorRecord]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerConversion:
+    """Weights of one layer that tf_keras' own function turns from an older layout into the variables'."""
+
+    layer: Any
+    name: str
+    records: tuple[TensorRecord, ...]
+    targets: tuple[Target, ...]
+    keras_version: str
+    backend: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something to tell the user, by the channel that the library itself uses for it."""
+
+    text: str
+    channel: Literal["warnings", "logging"] = "warnings"
+
+
+@dataclass(slots=True)
+class Matching:
+    """Everything that a load will do, before it is planned.
+
+    Attributes
+    ----------
+    library : {"keras", "tf_keras"}
+        The model's library.
+    layout : {"legacy", "keras3"}
+        How the file was read.
+    assignments : dict of int to Assignment
+        By ``id`` of the target's variable: a variable that stock assigns twice keeps the later value.
+    hooks, conversions
+        What only the library's own code can do.
+    finalizers : list of callable
+        To be called once when all variables are in.
+    notices : list of Notice
+        Warnings that stock gives for this load.
+    skipped : list of str
+        What ``skip_mismatch`` left out, and why.
+    repaired : list of str
+        Where the names in the file overruled the position.
+    missing : tuple of Target
+        Variables of the model that get no value.
+    unexpected : tuple of TensorRecord
+        Weights of the file that no variable takes.
+    """
+
+    library: Literal["keras", "tf_keras"]
+    layout: Literal["legacy", "keras3"]
+    assignments: dict[int, Assignment] = field(default_factory=dict)
+    hooks: list[Hook] = field(default_factory=list)
+    conversions: list[LayerConversion] = field(default_factory=list)
+    finalizers: list[Callable[[], None]] = field(default_factory=list)
+    notices: list[Notice] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    repaired: list[str] = field(default_factory=list)
+    missing: tuple[Target, ...] = ()
+    unexpected: tuple[TensorRecord, ...] = ()
+
+    def assign(self, record: TensorRecord, target: Target) -> None:
+        """Add an assignment whose shapes are known to agree.
+
+        Raises
+        ------
+        Mismatch
+            The stored bytes have no meaning as the variable's dtype; the text is stock's.
+        """
+        self.assignments[id(target.variable)] = Assignment(record, target, fit(record, target))
+
+
+def fit(record: TensorRecord, target: Target) -> Fit:
+    """Tell how a record's values become the variable's."""
+    if _TENSORFLOW_NAMES.get(record.dtype) == target.dtype:
+        return "same"
+    if record.dtype.startswith("|V"):
+        if _OPAQUE_FORMS.get(target.dtype) == record.dtype:
+            return "reinterpret"
+        raise Mismatch(
+            "No cast function available.",
+            tensor=record.key,
+            variable=target.name,
+            hint=f"the dataset holds opaque bytes ({record.dtype}), the variable is {target.dtype}",
+        )
+    return "cast"

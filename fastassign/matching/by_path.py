@@ -1,0 +1,264 @@
+"""Keras 3 files, by the path that Keras' walk takes to each object.
+
+The walk mirrors ``saving_lib._load_state`` of Keras 3 and of tf_keras: same objects in the same order, same
+names in containers, same second chances for an object that failed under one path and is reached by another.
+Where Keras assigns, an assignment is noted here; where it collects an error, its text is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastassign.catalog.keras_v3 import VariableGroups
+from fastassign.catalog.open import Catalog
+from fastassign.catalog.records import TensorRecord
+from fastassign.errors import Mismatch, MissingGroup
+from fastassign.matching.assignment import Hook, Matching, Notice
+from fastassign.targets.target import ModelTargets, OwnVariables
+
+_CONTAINERS = (list, dict, tuple)
+
+
+def match_by_path(
+    model: ModelTargets, catalog: Catalog, *, skip_mismatch: bool, objects_to_skip: Iterable[Any]
+) -> Matching:
+    """Match the groups of a Keras 3 weights file to the objects of a model.
+
+    Parameters
+    ----------
+    model : ModelTargets
+        The model.
+    catalog : Catalog
+        The file.
+    skip_mismatch : bool
+        Whether objects that do not fit are left as they are, with stock's warning.
+    objects_to_skip : iterable
+        Layers that keep their values.
+
+    Raises
+    ------
+    Mismatch
+        Objects could not be matched; the text is stock's.
+    """
+    walk = _Walk(model, catalog, skip_mismatch)
+    if model.library == "keras":
+        walk.run_keras3({id(obj) for obj in objects_to_skip})
+    else:
+        walk.run_tf_keras()
+    return walk.matching
+
+
+class _ObjectError(Exception):
+    """What stock's ``load_own_variables`` would have raised, as its text."""
+
+
+@dataclass(slots=True)
+class _Failures:
+    """The objects that failed and did not succeed under another path, in order, with the error."""
+
+    by_id: dict[int, tuple[Any, str]] = field(default_factory=dict)
+
+
+class _Walk:
+    def __init__(self, model: ModelTargets, catalog: Catalog, skip_mismatch: bool) -> None:
+        self.matching = Matching(library=model.library, layout="keras3")
+        self._model, self._catalog, self._skip_mismatch = model, catalog, skip_mismatch
+        self._groups = VariableGroups(catalog.contents, old_layers=model.library == "keras")
+        self._visited: set[int] = set()
+        # Objects with a method of their own: where their group was found, or the first path tried.
+        self._hooks: dict[int, Hook] = {}
+
+    # Keras 3.
+
+    def run_keras3(self, visited: set[int]) -> None:
+        self._visited |= visited
+        failures = _Failures()
+        self._object(self._model.model, "", failures)
+        self.matching.hooks.extend(self._hooks.values())
+        if not failures.by_id:
+            return
+        failed = list(failures.by_id.values())
+        text = (
+            f"A total of {len(failed)} objects could not "
+            "be loaded. Example error message for "
+            f"object {failed[0][0]}:\n\n"
+            f"{failed[0][1]}\n\n"
+            "List of objects that could not be loaded:\n"
+            f"{[obj for obj, _ in failed]}"
+        )
+        if not self._skip_mismatch:
+            raise Mismatch(text, hint=self._hint())
+        self.matching.notices.append(Notice(text))
+        self.matching.skipped += [f"{obj}: {error}" for obj, error in failed]
+
+    def _object(self, obj: Any, path: str, failures: _Failures) -> None:
+        if id(obj) in self._visited:
+            self._offer_again(obj, path)
+            return
+        try:
+            self._own(obj, path)
+            failed = False
+        except _ObjectError as error:
+            failures.by_id[id(obj)] = obj, str(error)
+            failed = True
+        before = len(failures.by_id)
+        for name, child in self._model.children(obj):
+            if self._model.is_saveable(child):
+                self._object(child, _join(path, name), failures)
+            elif isinstance(child, _CONTAINERS):
+                self._container(child, _join(path, name), failures, set())
+        if not failed:
+            if len(failures.by_id) <= before:
+                self._visited.add(id(obj))
+            failures.by_id.pop(id(obj), None)
+
+    def _container(self, container: Any, path: str, failures: _Failures, seen: set[int]) -> None:
+        if id(container) in seen:
+            return
+        seen.add(id(container))
+        names = _Names()
+        for item in container.values() if isinstance(container, dict) else container:
+            if self._model.is_saveable(item):
+                self._object(item, _join(path, names.unique(self._model.container_name(item))), failures)
+            elif isinstance(item, _CONTAINERS):
+                self._nested(item, _join(path, names.unique("container")), failures, seen)
+
+    def _nested(self, container: Any, path: str, failures: _Failures, seen: set[int]) -> None:
+        if self._groups.has_path(path):
+            self._container(container, path, failures, seen)
+            return
+        # Files from before containers inside containers were saved (Keras before 3.13) lack the group: what is in
+        # there keeps its values, with a warning. Stock also warns about containers that only mirror a layer
+        # that failed under its own path already (`_operations_by_depth`); that warning says nothing and is left out.
+        failures_inside = _Failures()
+        self._container(container, path, failures_inside, seen)
+        lost = [obj for key, (obj, _) in failures_inside.by_id.items() if key not in failures.by_id]
+        if lost:
+            text = (
+                f"Skipping nested container at '{path}': no "
+                "matching group found in the saved file. This "
+                "usually means the file was saved with a Keras "
+                "version that did not serialize sublayers nested "
+                "inside containers. Affected layers will retain "
+                "their freshly-initialized weights."
+            )
+            self.matching.notices.append(Notice(text))
+            self.matching.skipped += [f"{obj}: no group {path} in the file" for obj in lost]
+
+    # tf_keras.
+
+    def run_tf_keras(self) -> None:
+        if not self._groups.has_path("vars"):
+            raise MissingGroup(
+                "Unable to synchronously open object (object 'vars' doesn't exist)",
+                file=self._catalog.path,
+                hint=self._hint(),
+            )
+        self._object_tf_keras(self._model.model, "")
+        self.matching.hooks.extend(self._hooks.values())
+
+    def _object_tf_keras(self, obj: Any, path: str) -> None:
+        if id(obj) in self._visited:
+            return
+        try:
+            self._own(obj, path)
+        except _ObjectError as error:
+            if not self._skip_mismatch:
+                raise Mismatch(str(error), hint=self._hint()) from error
+            text = f"Could not load weights in object {obj}. Skipping object. Exception encountered: {error}"
+            self.matching.notices.append(Notice(text))
+            self.matching.skipped.append(f"{obj}: {error}")
+        self._visited.add(id(obj))
+        for name, child in self._model.children(obj):
+            if self._model.is_saveable(child):
+                self._object_tf_keras(child, _join(path, name))
+            elif isinstance(child, (*_CONTAINERS, set)):
+                self._container_tf_keras(child, _join(path, name))
+
+    def _container_tf_keras(self, container: Any, path: str) -> None:
+        names = _Names()
+        for item in list(container.values()) if isinstance(container, dict) else container:
+            # Objects met before do not count towards the names of the others, unlike in Keras 3.
+            if self._model.is_saveable(item) and id(item) not in self._visited:
+                self._object_tf_keras(item, _join(path, names.unique(self._model.container_name(item))))
+
+    # One object.
+
+    def _own(self, obj: Any, path: str) -> None:
+        own = self._model.own(obj)
+        if own.kind == "none":
+            return
+        group = self._groups.find(path)
+        names = self._groups.names(group) if group is not None else ()
+        if own.kind == "hook":
+            self._hooks[id(obj)] = Hook(obj, path, {name: self._record(group, name) for name in names})
+        elif own.kind == "optimizer":
+            self._optimizer(obj, own, group, names)
+        else:
+            if len(names) != own.expected:
+                raise _ObjectError(self._model.count_error(obj, len(names)))
+            self._assign(own, group)
+            if own.finalize:
+                self.matching.finalizers.append(obj.finalize_state)
+
+    def _optimizer(self, obj: Any, own: OwnVariables, group: str | None, names: tuple[str, ...]) -> None:
+        if len(names) == own.expected:
+            self._assign(own, group)
+            return
+        text = (
+            f"Skipping variable loading for optimizer '{obj.name}', "
+            f"because it has {own.expected} variables whereas "
+            f"the saved optimizer has {len(names)} variables. "
+        )
+        if not own.expected:
+            text += "This is likely because the optimizer has not been called/built yet."
+        self.matching.notices.append(Notice(text, "warnings" if self._model.library == "keras" else "logging"))
+        self.matching.skipped.append(f"optimizer {obj.name}: {own.expected} variables, {len(names)} saved")
+
+    def _assign(self, own: OwnVariables, group: str | None) -> None:
+        for index, target in enumerate(own.variables):
+            record = self._record(group, str(index))
+            if record.shape != target.shape:
+                raise _ObjectError(self._model.shape_error(target, record.shape))
+            try:
+                self.matching.assign(record, target)
+            except Mismatch as error:
+                raise _ObjectError(str(error)) from error
+
+    def _record(self, group: str | None, name: str) -> TensorRecord:
+        record = self._catalog.find(f"{group}/{name}") if group is not None else None
+        if record is None:
+            raise _ObjectError(repr(name))  # the text of a KeyError
+        return record
+
+    def _offer_again(self, obj: Any, path: str) -> None:
+        """Give an object with a method of its own the group of a later path, if the first had none."""
+        hook = self._hooks.get(id(obj))
+        if hook is not None and not hook.records and self._groups.find(path) is not None:
+            self._own(obj, path)
+
+    def _hint(self) -> str:
+        catalog = self._catalog
+        if catalog.layout == "legacy":
+            return f"{catalog.path.name} has the legacy layout: give it a name that ends in .h5 but not in .weights.h5"
+        return "skip_mismatch=True loads the rest and leaves these objects as they are"
+
+
+class _Names:
+    """The names that a container gives to its items."""
+
+    def __init__(self) -> None:
+        self._used: dict[str, int] = {}
+
+    def unique(self, name: str) -> str:
+        if name not in self._used:
+            self._used[name] = 0
+            return name
+        self._used[name] += 1
+        return f"{name}_{self._used[name]}"
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}/{name}" if path else name

@@ -1,0 +1,74 @@
+"""Weights of older Keras versions, converted by tf_keras' own function.
+
+tf_keras rewrites some weights on loading: Keras 1 layouts, Theano kernels, CuDNN recurrent layers. Its function
+is tried on stand-ins of the right shapes (no data, no memory) to see whether it would touch anything; if so, it
+runs for real when the layer's weights have been read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastassign.catalog.keras_legacy import LegacyLayout
+from fastassign.catalog.open import numpy_dtype
+from fastassign.catalog.records import TensorRecord
+from fastassign.errors import Mismatch
+from fastassign.matching.assignment import LayerConversion
+from fastassign.targets.target import LayerTargets, ModelTargets
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Converted:
+    """What a conversion gives: the records as they are, or a conversion to run; and how many weights."""
+
+    records: list[TensorRecord]
+    conversion: LayerConversion | None
+    count: int
+
+
+def needed(
+    model: ModelTargets, layer: LayerTargets, records: Sequence[TensorRecord], layout: LegacyLayout
+) -> bool:
+    """Whether tf_keras would look at these weights more closely: old version, other count or other shapes."""
+    if model.library != "tf_keras":
+        return False
+    shapes = [record.shape for record in records]
+    return layout.keras_version == "1" or shapes != [target.shape for target in layer.targets]
+
+
+def plan_conversion(
+    model: ModelTargets, layer: LayerTargets, records: Sequence[TensorRecord], layout: LegacyLayout
+) -> Converted:
+    """Try tf_keras' conversion on stand-ins.
+
+    Raises
+    ------
+    Mismatch
+        tf_keras refuses the weights, or converts them to shapes that the variables do not have.
+    """
+    stand_ins: list[Any] = [
+        np.broadcast_to(np.zeros((), numpy_dtype(record.dtype)), record.shape) for record in records
+    ]
+    given = list(stand_ins)
+    # The protocol leaves it out: only tf_keras converts.
+    results = model.convert_layer(layer.layer, given, layout.keras_version, layout.backend)  # type: ignore[attr-defined]
+    # A nested model's own weights come back as its variables, which would drop the values in the file (facts:
+    # bug B9); by position they are still there.
+    same = [
+        not isinstance(result, np.ndarray) or (i < len(stand_ins) and result is stand_ins[i])
+        for i, result in enumerate(results)
+    ]
+    if all(same) and len(results) == len(records):
+        return Converted(list(records), None, len(records))
+    if len(results) == len(layer.targets):
+        for target, result in zip(layer.targets, results, strict=True):
+            if tuple(result.shape) != target.shape:
+                raise Mismatch(model.shape_error(target, tuple(result.shape)), variable=target.name)
+    conversion = LayerConversion(
+        layer.layer, layer.name, tuple(records), layer.targets, layout.keras_version, layout.backend
+    )
+    return Converted(list(records), conversion, len(results))

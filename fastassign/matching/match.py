@@ -1,0 +1,149 @@
+"""Matching a file and a model: which of the rules apply, as the library itself chooses."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fastassign.catalog.keras_legacy import LegacyLayout, read_layout
+from fastassign.catalog.open import Catalog
+from fastassign.catalog.records import TensorRecord
+from fastassign.errors import Mismatch, Unsupported
+from fastassign.matching.assignment import Matching, Notice
+from fastassign.matching.by_name import match_by_name
+from fastassign.matching.by_order import match_by_order
+from fastassign.matching.by_path import match_by_path
+from fastassign.options import LoadOptions
+from fastassign.targets.target import ModelTargets
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Request:
+    """The arguments of a load that Keras' own ``load_weights`` has too."""
+
+    by_name: bool = False
+    skip_mismatch: bool = False
+    objects_to_skip: tuple[Any, ...] | None = None
+
+
+def choose_layout(model: ModelTargets, path: Path, request: Request) -> Literal["legacy", "keras3"]:
+    """Choose how a file is read, from its name and the arguments alone, before it is opened.
+
+    Raises
+    ------
+    Mismatch
+        The arguments do not go with this kind of file; the text is stock's.
+    Unsupported
+        A format that fastassign does not read.
+    """
+    name = str(path)
+    if model.library == "keras":
+        return _choose_keras3(name, path, request)
+    if name.endswith(".weights.h5") or (name.endswith(".keras") and path.is_file() and zipfile.is_zipfile(path)):
+        return "keras3"
+    if request.skip_mismatch and not request.by_name:
+        raise Mismatch(
+            "When calling model.load_weights, skip_mismatch can only be set to True when by_name is True."
+        )
+    if not name.endswith((".h5", ".hdf5", ".keras")) and (path.with_name(path.name + ".index").exists() or path.is_dir()):
+        raise Unsupported(
+            f"{path} is a TensorFlow checkpoint or SavedModel",
+            file=path,
+            hint="fastassign reads HDF5 weight files; load this one with model.load_weights",
+        )
+    return "legacy"
+
+
+def _choose_keras3(name: str, path: Path, request: Request) -> Literal["legacy", "keras3"]:
+    if name.endswith((".keras", ".weights.h5", ".weights.json")):
+        if name.endswith(".keras") and request.objects_to_skip is not None:
+            raise Mismatch(f"`objects_to_skip` only supports loading '.weights.h5' files.Received: {path}")
+        if request.by_name:
+            raise Mismatch(f"`by_name` only supports loading legacy '.h5' or '.hdf5' files. Received: {path}")
+        if name.endswith(".weights.json"):
+            raise Unsupported(
+                "sharded weights are not supported yet", file=path, hint="load them with model.load_weights"
+            )
+        return "keras3"
+    if name.endswith((".h5", ".hdf5")):
+        if request.objects_to_skip is not None:
+            raise Mismatch(f"`objects_to_skip` only supports loading '.weights.h5' files.Received: {path}")
+        return "legacy"
+    raise Mismatch(
+        f"File format not supported: filepath={path}. "
+        "Keras 3 only supports V3 `.keras` files, "
+        "`.weights.h5` files, legacy H5 format files "
+        "(`.h5` extension), or Orbax checkpoints.",
+        file=path,
+        hint="fastassign chooses by the name, as Keras does: rename the file",
+    )
+
+
+def match(
+    model: ModelTargets,
+    catalog: Catalog,
+    layout: Literal["legacy", "keras3"],
+    request: Request,
+    options: LoadOptions,
+) -> Matching:
+    """Find the record for each variable.
+
+    Raises
+    ------
+    Mismatch
+        File and model do not fit together.
+    Refused, Malformed
+        The load needs something that the policy does not allow, or that the file lacks.
+    """
+    saved: LegacyLayout | None = None
+    try:
+        if layout == "keras3":
+            matching = match_by_path(
+                model, catalog, skip_mismatch=request.skip_mismatch, objects_to_skip=request.objects_to_skip or ()
+            )
+            if request.by_name:
+                matching.skipped.append("by_name: tf_keras ignores it for Keras 3 files, which have no layer names")
+        else:
+            saved = read_layout(catalog.contents)
+            if request.by_name:
+                matching = match_by_name(model, catalog, saved, skip_mismatch=request.skip_mismatch)
+            else:
+                matching = match_by_order(
+                    model, catalog, saved, skip_mismatch=request.skip_mismatch, match=options.match
+                )
+            matching.finalizers = model.finalizers()
+    except Mismatch as error:
+        raise error.at(catalog.path) from error.__cause__
+    matching.missing = tuple(_missing(model, matching))
+    matching.unexpected = tuple(_unexpected(catalog, matching, saved))
+    if not (matching.assignments or matching.hooks or matching.conversions) and not request.skip_mismatch:
+        if matching.missing:
+            raise Mismatch(
+                f"{catalog.path} holds nothing for this model: no variable would have been assigned",
+                file=catalog.path,
+                hint="compare both sides with: fastassign inspect " + str(catalog.path),
+            )
+        matching.notices.append(Notice(f"{catalog.path}: neither the model nor the file has weights"))
+    return matching
+
+
+def _missing(model: ModelTargets, matching: Matching) -> Iterable[Any]:
+    covered = set(matching.assignments)
+    for conversion in matching.conversions:
+        covered.update(id(target.variable) for target in conversion.targets)
+    for hook in matching.hooks:
+        covered.update(id(variable) for variable in getattr(hook.obj, "weights", ()))
+    return (target for target in model.all_targets() if id(target.variable) not in covered)
+
+
+def _unexpected(catalog: Catalog, matching: Matching, saved: LegacyLayout | None) -> Iterable[TensorRecord]:
+    used = {assignment.record.key for assignment in matching.assignments.values()}
+    for holder in (*matching.conversions, *matching.hooks):
+        records = holder.records.values() if isinstance(holder.records, dict) else holder.records
+        used.update(record.key for record in records)
+    # A whole-model file also has the optimizer's slots, which are no weights.
+    keys = catalog.contents.records if saved is None else saved.keys
+    return (catalog.contents.records[key] for key in keys if key not in used and key in catalog.contents.records)

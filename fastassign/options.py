@@ -1,0 +1,75 @@
+"""Every knob of a load, with its default and the reason for it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fastassign.catalog.policy import RULES, Limits
+
+
+def _default_threads() -> int:
+    # Two readers saturate the page cache of a 2-core machine (one reaches 60 % of two's rate); beyond four the
+    # kernel's copy is bound by memory, and readers only take cores from the model that is being served.
+    return max(1, min(4, os.cpu_count() or 1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """How a load is done. Frozen: share one between loads and threads.
+
+    Attributes
+    ----------
+    match : {"names", "stock"}
+        How the weights inside a composite layer of a legacy file find their variables. Stock goes by position
+        alone, which silently swaps weights when ``trainable`` differs between saving and loading; ``"names"``
+        uses the names in the file where they tell the order.
+    threads : int
+        Reader threads. More help storage with many queues, not the page cache.
+    read_bytes : int
+        Bytes per read. Larger reads gain nothing; smaller ones pay the system call more often.
+    gap_bytes : int
+        Neighbouring tensors with at most this many bytes between them share one read.
+    window_bytes : int
+        Bytes read ahead of the assignments. Small enough that the memory of replaced values is used again for
+        new ones while it is still warm, large enough to keep the readers busy.
+    arena_bytes : int
+        Variables up to this size share one buffer; larger ones get one of their own. Allocating costs
+        TensorFlow 20 microseconds a variable, which is the price of copying about 100 kB.
+    max_staging_bytes : int
+        The most memory that values read but not yet assigned may take. A load that needs more is refused
+        before it starts.
+    allow : frozenset of str
+        Rules of the policy for untrusted files to switch off, by name (see ``docs/policy.md``).
+    limits : Limits
+        Bounds on what an index may hold.
+    index_cache : bool
+        Whether the index of the file may be taken from, and kept in, the user's cache folder.
+    """
+
+    match: Literal["names", "stock"] = "names"
+    threads: int = field(default_factory=_default_threads)
+    read_bytes: int = 4 << 20
+    gap_bytes: int = 4096
+    window_bytes: int = 64 << 20
+    arena_bytes: int = 128 << 10
+    max_staging_bytes: int = 8 << 30
+    allow: frozenset[str] = frozenset()
+    limits: Limits = field(default_factory=Limits)
+    index_cache: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the values, so that an option that exists is valid."""
+        object.__setattr__(self, "allow", frozenset(self.allow))
+        unknown = sorted(self.allow - RULES.keys())
+        if unknown:
+            raise ValueError(f"unknown rule {unknown[0]!r} in allow; the rules are {sorted(RULES)}")
+        if self.match not in ("names", "stock"):
+            raise ValueError(f'match must be "names" or "stock", not {self.match!r}')
+        for name, least in (("threads", 1), ("read_bytes", 4096), ("gap_bytes", 0), ("window_bytes", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        for name in ("arena_bytes", "max_staging_bytes"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")

@@ -1,0 +1,126 @@
+"""From tensors in a file to few large reads.
+
+Pure arithmetic: tensors sorted by where they stand, cut into batches that are allocated and assigned together,
+and each batch into reads that fill many buffers at once (``preadv``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from fastassign.catalog.records import Extent
+
+# Buffers per read: Linux' IOV_MAX is 1024.
+MAX_PIECES = 1000
+
+# The buffer that takes the bytes between two tensors.
+GAP = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One extent to read: ``owner`` says whose buffer it fills, from the buffer's byte ``start`` on."""
+
+    owner: int
+    extent: Extent
+    start: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Consecutive bytes of a read that go to one buffer; ``owner`` is ``GAP`` for bytes nobody wants."""
+
+    owner: int
+    start: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """One system call: ``nbytes`` from ``offset``, scattered over the pieces in order."""
+
+    offset: int
+    nbytes: int
+    pieces: tuple[Piece, ...]
+
+
+def split_batches(spans: Sequence[Span], *, batch_bytes: int) -> Iterator[list[Span]]:
+    """Cut spans into batches of about ``batch_bytes``, in the order of the file.
+
+    Parameters
+    ----------
+    spans : sequence of Span
+        In any order.
+    batch_bytes : int
+        The most bytes in a batch; a larger span gets a batch of its own.
+    """
+    batch: list[Span] = []
+    filled = 0
+    for span in sorted(spans, key=_offset):
+        if batch and filled + span.extent.nbytes > batch_bytes:
+            yield batch
+            batch, filled = [], 0
+        batch.append(span)
+        filled += span.extent.nbytes
+    if batch:
+        yield batch
+
+
+def coalesce(spans: Sequence[Span], *, read_bytes: int, gap_bytes: int) -> list[Read]:
+    """Turn the spans of one batch into reads.
+
+    Parameters
+    ----------
+    spans : sequence of Span
+        Sorted by offset.
+    read_bytes : int
+        The most bytes per read; larger spans are cut.
+    gap_bytes : int
+        Spans with at most this many bytes between them share a read; the bytes between are read and dropped.
+
+    Returns
+    -------
+    list of Read
+        Together they fill every span once, in the order of the file.
+    """
+    reads: list[Read] = []
+    pieces: list[Piece] = []
+    first = end = 0
+    for span in spans:
+        offset, left, start = span.extent.offset, span.extent.nbytes, span.start
+        gap = offset - end
+        if pieces and (gap < 0 or gap > gap_bytes or end + gap - first >= read_bytes or len(pieces) + 2 > MAX_PIECES):
+            reads.append(Read(first, end - first, tuple(pieces)))
+            pieces = []
+        if not pieces:
+            first = end = offset
+        elif gap:
+            pieces.append(Piece(GAP, 0, gap))
+            end = offset
+        while left:
+            room = read_bytes - (end - first)
+            take = min(left, room)
+            pieces.append(Piece(span.owner, start, take))
+            end, start, left = end + take, start + take, left - take
+            if left:
+                reads.append(Read(first, end - first, tuple(pieces)))
+                pieces, first = [], end
+    if pieces:
+        reads.append(Read(first, end - first, tuple(pieces)))
+    return reads
+
+
+def overlapping(extents: Sequence[tuple[Extent, str]]) -> tuple[str, str] | None:
+    """Return the keys of two different tensors that share bytes, or ``None``."""
+    last_end, last_key = 0, ""
+    for extent, key in sorted(extents, key=lambda item: (item[0].offset, item[0].nbytes)):
+        if extent.offset < last_end and key != last_key:
+            return last_key, key
+        if extent.offset + extent.nbytes > last_end:
+            last_end, last_key = extent.offset + extent.nbytes, key
+    return None
+
+
+def _offset(span: Span) -> int:
+    return span.extent.offset

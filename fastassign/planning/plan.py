@@ -1,0 +1,310 @@
+"""A load, decided in every detail before the first byte is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from fastassign.catalog.open import Catalog
+from fastassign.catalog.records import TensorRecord
+from fastassign.errors import Budget, Refused
+from fastassign.matching.assignment import Assignment, Matching
+from fastassign.options import LoadOptions
+from fastassign.planning.coalesce import Read, Span, coalesce, overlapping, split_batches
+from fastassign.progress import Callback
+from fastassign.report import Report
+
+# How values get into a variable.
+# "owned": into a tensor that TensorFlow allocated, which then becomes the variable's.
+# "arena": the same, but one allocation shared by many small variables.
+# "assign": into a host array, and from there by the library's own assign: casts, distributed variables.
+# "hook": by a layer's own load_own_variables; "convert": through tf_keras' conversion of old layouts.
+Route = Literal["owned", "arena", "assign", "hook", "convert"]
+
+# Small variables are allocated together up to this size: enough to make the allocation cheap, little enough that
+# the first variables of a batch are assigned while the next batch is read.
+BATCH_BYTES = 8 << 20
+
+# TensorFlow aborts the process when it computes on a buffer that is not aligned to this.
+ALIGNMENT = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Placement:
+    """Where one variable's new value is built.
+
+    Attributes
+    ----------
+    assignment : Assignment
+        Record and target.
+    route : Route
+        How the value gets into the variable.
+    arena_start : int
+        For the route ``"arena"``: first byte in the batch's arena, a multiple of 64.
+    """
+
+    assignment: Assignment
+    route: Route
+    arena_start: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Variables that are allocated, read and assigned together; ``reads`` refer to ``placements`` by position."""
+
+    placements: tuple[Placement, ...]
+    reads: tuple[Read, ...]
+    arena_bytes: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """What a load will do.
+
+    Attributes
+    ----------
+    catalog : Catalog
+        The file.
+    matching : Matching
+        Which record goes into which variable.
+    batches : tuple of Batch
+        The work, in the order of the file.
+    window_bytes : int
+        The most bytes that are read ahead of the assignments.
+    staging_bytes : int
+        The most host memory that values read but not yet assigned take at any time.
+    atomic : bool
+        Whether all values are read before the first is assigned.
+    """
+
+    catalog: Catalog
+    matching: Matching
+    options: LoadOptions
+    batches: tuple[Batch, ...]
+    window_bytes: int
+    staging_bytes: int
+    atomic: bool
+    seconds: dict[str, float] = field(default_factory=dict)
+    executor: Callable[[Plan, Callback | None], Report] | None = None
+    progress: bool | Callback | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the load reads from the file, decoded."""
+        return sum(batch.nbytes for batch in self.batches) + sum(record.nbytes for record in self.library_records)
+
+    @property
+    def library_records(self) -> list[TensorRecord]:
+        """Records that go through the library's own code: hooks and conversions."""
+        hooked = [record for hook in self.matching.hooks for record in hook.records.values()]
+        return hooked + [record for conversion in self.matching.conversions for record in conversion.records]
+
+    def execute(self, progress: bool | Callback | None = None) -> Report:
+        """Load.
+
+        Parameters
+        ----------
+        progress : bool or callable, optional
+            As for ``fastassign.load_weights``.
+
+        Raises
+        ------
+        Changed
+            The file was written to or replaced since the plan was made.
+        """
+        if self.executor is None:
+            raise TypeError("this plan was made without an executor; make it with fastassign.plan")
+        from fastassign.progress import reporting  # noqa: PLC0415
+
+        with reporting(self.progress if progress is None else progress) as callback:
+            return self.executor(self, callback)
+
+    def rows(self) -> list[tuple[str, str, str, str, str, int]]:
+        """Return (variable, shape, dtype, route, record, bytes) of every variable, in the order of the file."""
+        rows = [
+            (p.assignment.target.name, str(p.assignment.target.shape), p.assignment.target.dtype, _describe(p),
+             p.assignment.record.key, p.assignment.record.nbytes)
+            for batch in self.batches
+            for p in batch.placements
+        ]  # fmt: skip
+        for hook in self.matching.hooks:
+            rows += [(str(hook.obj), str(r.shape), "", "hook", r.key, r.nbytes) for r in hook.records.values()]
+        for conversion in self.matching.conversions:
+            rows += [(conversion.name, str(r.shape), "", "convert", r.key, r.nbytes) for r in conversion.records]
+        return rows
+
+    def __str__(self) -> str:
+        """Show the plan as a table, with what is left over on both sides."""
+        rows = [(name, shape, dtype, route, key) for name, shape, dtype, route, key, _ in self.rows()]
+        head = ("variable", "shape", "dtype", "route", "from")
+        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)]
+        reads = sum(len(batch.reads) for batch in self.batches)
+        lines.append(
+            f"{len(rows)} tensors, {self.nbytes} bytes in {reads} reads, at most {self.staging_bytes} bytes staged"
+        )
+        for label, items in self._leftovers():
+            lines += [f"{label}: {item}" for item in items]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON-ready data."""
+        names = ("variable", "shape", "dtype", "route", "record", "bytes")
+        data: dict[str, Any] = {
+            "file": str(self.catalog.path),
+            "library": self.matching.library,
+            "layout": self.matching.layout,
+            "bytes": self.nbytes,
+            "reads": sum(len(batch.reads) for batch in self.batches),
+            "window_bytes": self.window_bytes,
+            "staging_bytes": self.staging_bytes,
+            "atomic": self.atomic,
+            "tensors": [dict(zip(names, row, strict=True)) for row in self.rows()],
+        }
+        data.update({label.replace(" ", "_"): list(items) for label, items in self._leftovers()})
+        json.dumps(data)  # what is returned can be written, always
+        return data
+
+    def _leftovers(self) -> list[tuple[str, Sequence[str]]]:
+        matching = self.matching
+        return [
+            ("skipped", matching.skipped),
+            ("repaired", matching.repaired),
+            ("missing in the file", [target.name for target in matching.missing]),
+            ("unexpected in the file", [record.key for record in matching.unexpected]),
+        ]
+
+
+def make_plan(
+    catalog: Catalog,
+    matching: Matching,
+    options: LoadOptions,
+    *,
+    atomic: bool = False,
+    seconds: dict[str, float] | None = None,
+    executor: Callable[[Plan, Callback | None], Report] | None = None,
+    progress: bool | Callback | None = None,
+) -> Plan:
+    """Plan a load.
+
+    Raises
+    ------
+    Budget
+        A tensor (or, with ``atomic``, all of them) does not fit into ``options.max_staging_bytes``.
+    Refused
+        Two tensors of the load share bytes of the file.
+    """
+    assignments = list(matching.assignments.values())
+    if "overlap" not in options.allow:
+        _check_overlaps(catalog, assignments)
+    limit = options.max_staging_bytes
+    batches = tuple(_batches(assignments, options, min(BATCH_BYTES, max(limit, 1))))
+    library = _library_bytes(matching)
+    window = min(options.window_bytes, limit)
+    staging = _staging(batches, window, atomic=atomic)
+    if max(staging, library) > limit:
+        largest = max(batches, key=lambda batch: batch.nbytes, default=None)
+        what = "all tensors together (atomic=True)" if atomic else "the largest tensor"
+        if library > staging:
+            what = "the weights that go through the library's own code"
+        raise Budget(
+            f"the load needs {max(staging, library)} bytes of host memory for {what}, "
+            f"max_staging_bytes is {limit}",
+            file=catalog.path,
+            tensor=None if largest is None or atomic else largest.placements[0].assignment.record.key,
+            hint=f"LoadOptions(max_staging_bytes={max(staging, library)}) is the least that works",
+        )
+    return Plan(
+        catalog=catalog,
+        matching=matching,
+        options=options,
+        batches=batches,
+        window_bytes=window,
+        staging_bytes=max(staging, library),
+        atomic=atomic,
+        seconds=seconds or {},
+        executor=executor,
+        progress=progress,
+    )
+
+
+def route_of(assignment: Assignment, options: LoadOptions) -> Route:
+    """Choose how one value gets into its variable."""
+    if assignment.target.resource is None or assignment.fit == "cast":
+        return "assign"
+    return "arena" if assignment.record.nbytes <= options.arena_bytes else "owned"
+
+
+def _batches(assignments: Sequence[Assignment], options: LoadOptions, batch_bytes: int) -> list[Batch]:
+    spans, unread = [], []
+    for owner, assignment in enumerate(assignments):
+        record = assignment.record
+        if record.extents:
+            # Classic and library indexes give one extent per raw tensor; the sum of the starts keeps the rest open.
+            start = 0
+            for extent in record.extents:
+                spans.append(Span(owner, extent, start))
+                start += extent.nbytes
+        else:
+            unread.append(assignment)
+    batches = []
+    for group in split_batches(spans, batch_bytes=batch_bytes):
+        owners = list(dict.fromkeys(span.owner for span in group))
+        position = {owner: i for i, owner in enumerate(owners)}
+        local = [Span(position[span.owner], span.extent, span.start) for span in group]
+        reads = coalesce(local, read_bytes=options.read_bytes, gap_bytes=options.gap_bytes)
+        batches.append(_batch([assignments[owner] for owner in owners], reads, options))
+    # Tensors that h5py decodes, and those without elements, are read one by one.
+    batches += [_batch([assignment], [], options) for assignment in unread]
+    return batches
+
+
+def _batch(assignments: Sequence[Assignment], reads: Sequence[Read], options: LoadOptions) -> Batch:
+    placements = []
+    arena = total = 0
+    for assignment in assignments:
+        route = route_of(assignment, options)
+        placements.append(Placement(assignment, route, arena))
+        nbytes = assignment.record.nbytes
+        total += nbytes
+        if route == "arena":
+            arena += -(-nbytes // ALIGNMENT) * ALIGNMENT
+    return Batch(tuple(placements), tuple(reads), arena, total)
+
+
+def _staging(batches: Sequence[Batch], window: int, *, atomic: bool) -> int:
+    total = sum(batch.nbytes for batch in batches)
+    if atomic:
+        return total
+    return min(total, max(window, max((batch.nbytes for batch in batches), default=0)))
+
+
+def _library_bytes(matching: Matching) -> int:
+    hooks = [sum(record.nbytes for record in hook.records.values()) for hook in matching.hooks]
+    layers = [sum(record.nbytes for record in conversion.records) for conversion in matching.conversions]
+    return max((*hooks, *layers), default=0)
+
+
+def _check_overlaps(catalog: Catalog, assignments: Sequence[Assignment]) -> None:
+    records = {assignment.record.key: assignment.record for assignment in assignments}.values()
+    pair = overlapping([(extent, record.key) for record in records for extent in record.extents])
+    if pair is not None:
+        raise Refused(
+            f"the datasets {pair[0]} and {pair[1]} share bytes of the file",
+            rule="overlap",
+            option='LoadOptions(allow={"overlap"})',
+            file=catalog.path,
+            tensor=pair[1],
+        )
+
+
+def _describe(placement: Placement) -> str:
+    assignment = placement.assignment
+    if assignment.fit == "cast":
+        return f"{placement.route} (cast from {assignment.record.dtype})"
+    if assignment.record.encoding == "library":
+        return f"{placement.route} ({assignment.record.detail})"
+    return placement.route

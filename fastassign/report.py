@@ -1,0 +1,95 @@
+"""What a load did."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The outcome of a load.
+
+    Attributes
+    ----------
+    file : str
+        The file.
+    assigned : int
+        Variables that got a value.
+    cast : tuple of str
+        Variables whose dtype is not the file's, with both dtypes.
+    skipped : tuple of str
+        What ``skip_mismatch`` left as it was, and why.
+    repaired : tuple of str
+        Where the names in the file overruled the position, which stock would have used.
+    missing : tuple of str
+        Variables of the model that got no value.
+    unexpected : tuple of str
+        Weights of the file that no variable took.
+    nbytes : int
+        Bytes read, decoded.
+    seconds : dict of str to float
+        By stage: ``index``, ``match``, ``plan``; of the execution ``wait`` (for reads), ``assign`` (in TensorFlow)
+        and ``execute`` (all of it); and ``total``.
+    routes : dict of str to int
+        Variables by route.
+    index_cached : bool
+        Whether the index came from the cache.
+    limit_gbps : float or None
+        The rate of the same machine reading the same bytes from the page cache, where it was measured
+        (``fastassign bench`` does), in GB/s (1e9 bytes).
+    """
+
+    file: str
+    assigned: int
+    cast: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    repaired: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    nbytes: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    routes: dict[str, int] = field(default_factory=dict)
+    index_cached: bool = False
+    limit_gbps: float | None = None
+
+    @property
+    def gbps(self) -> float:
+        """GB/s (1e9 bytes per second) from the call to the last assignment."""
+        total = self.seconds.get("total", 0.0)
+        return self.nbytes / total / 1e9 if total else 0.0
+
+    @property
+    def share_of_limit(self) -> float | None:
+        """The rate as a share of the measured limit, where that is known."""
+        return None if not self.limit_gbps else self.gbps / self.limit_gbps
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON-ready data."""
+        return {**asdict(self), "gbps": self.gbps, "share_of_limit": self.share_of_limit}
+
+    def __str__(self) -> str:
+        """Draw the report as a table."""
+        from rich.console import Console  # noqa: PLC0415 - nothing is drawn unless asked for
+        from rich.table import Table  # noqa: PLC0415
+
+        table = Table(title=self.file, title_justify="left", show_header=False)
+        for label, value in self._lines():
+            table.add_row(label, value)
+        console = Console(width=120, no_color=True)
+        with console.capture() as capture:
+            console.print(table)
+        return capture.get()
+
+    def _lines(self) -> list[tuple[str, str]]:
+        routes = ", ".join(f"{route} {count}" for route, count in self.routes.items())
+        lines = [("assigned", f"{self.assigned} variables ({routes})"), ("bytes", f"{self.nbytes:,}")]
+        for label in ("cast", "skipped", "repaired", "missing", "unexpected"):
+            items: tuple[str, ...] = getattr(self, label)
+            shown = "\n".join(items[:5]) + (f"\nand {len(items) - 5} more" if len(items) > 5 else "")
+            lines.append((label, shown if items else "none"))
+        stages = ", ".join(f"{stage} {seconds:.3f}" for stage, seconds in self.seconds.items())
+        lines.append(("seconds", stages + (" (index from the cache)" if self.index_cached else "")))
+        share = f", {self.share_of_limit:.0%} of the limit" if self.share_of_limit is not None else ""
+        lines.append(("rate", f"{self.gbps:.2f} GB/s{share}"))
+        return lines

@@ -1,0 +1,78 @@
+"""Where bytes come from: the file, or in tests something that behaves worse."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Protocol
+
+from fastassign.catalog.file import WeightFile
+from fastassign.errors import ReadFailed, Truncated
+
+
+class Source(Protocol):
+    """Something that can be read at any place, by several threads at once."""
+
+    def preadv(self, buffers: Sequence[memoryview], offset: int) -> int:
+        """Fill the buffers in order from ``offset`` on; return the bytes read, 0 only at the end."""
+
+
+class FileSource:
+    """A weight file as a source."""
+
+    def __init__(self, file: WeightFile) -> None:
+        self._descriptor = file.descriptor
+
+    def preadv(self, buffers: Sequence[memoryview], offset: int) -> int:
+        """Read through the page cache."""
+        return os.preadv(self._descriptor, buffers, offset)
+
+
+def fill(source: Source, buffers: Sequence[memoryview], offset: int, nbytes: int) -> None:
+    """Read exactly ``nbytes`` bytes, however many calls it takes.
+
+    Parameters
+    ----------
+    source : Source
+        Where to read.
+    buffers : sequence of memoryview
+        Byte buffers of ``nbytes`` bytes together.
+    offset : int
+        First byte.
+    nbytes : int
+        How many.
+
+    Raises
+    ------
+    Truncated
+        The source ends before.
+    ReadFailed
+        The storage reports an error.
+    """
+    done = 0
+    rest: Sequence[memoryview] = buffers
+    while done < nbytes:
+        try:
+            count = source.preadv(rest, offset + done)
+        except InterruptedError:
+            continue
+        except OSError as error:
+            failure = ReadFailed(f"reading {nbytes} bytes at {offset} failed: {error}")
+            failure.errno = error.errno
+            raise failure from error
+        if count == 0:
+            raise Truncated(
+                f"the file ends at byte {offset + done}, {nbytes - done} bytes short",
+                hint="the file was cut short while it was being read: copy or save it again",
+            )
+        done += count
+        if done < nbytes:
+            rest = _after(rest, count)
+
+
+def _after(buffers: Sequence[memoryview], count: int) -> list[memoryview]:
+    for position, buffer in enumerate(buffers):
+        if count < len(buffer):
+            return [buffer[count:], *buffers[position + 1 :]]
+        count -= len(buffer)
+    return []

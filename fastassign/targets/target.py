@@ -1,0 +1,122 @@
+"""One variable of a model, as the rooms to the right need to see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Target:
+    """A variable that a load may assign.
+
+    Attributes
+    ----------
+    name : str
+        The variable's path in the model, as the library itself shows it.
+    shape : tuple of int
+        Its static shape.
+    dtype : str
+        TensorFlow's name of the dtype it stores (``"float32"``, ``"bfloat16"``), autocasting aside.
+    variable : object
+        What the library's own ``assign`` is called on.
+    resource : object or None
+        The plain ``tf.Variable`` behind it, if the raw assign op may be used on its handle; ``None`` for
+        distributed, sharded and wrapped variables, whose own ``assign`` knows more than one handle.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    variable: Any
+    resource: Any | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerTargets:
+    """The variables of one top-level layer in the order of legacy files.
+
+    Attributes
+    ----------
+    name : str
+        The layer's name.
+    layer : object
+        The layer.
+    targets : tuple of Target
+        Trainable variables, then the others.
+    composite : bool
+        Whether the layer has layers of its own, so that freezing one of them reorders ``targets``.
+    """
+
+    name: str
+    layer: Any
+    targets: tuple[Target, ...]
+    composite: bool
+
+
+# How an object takes its own variables from a Keras 3 weights file. "listed": dataset i goes to variable i.
+# "optimizer": the same, but a wrong count is a warning. "hook": only its own method knows. "none": it has none.
+OwnKind = Literal["listed", "optimizer", "hook", "none"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OwnVariables:
+    """What one object of a model takes from its group of a Keras 3 weights file.
+
+    Attributes
+    ----------
+    kind : {"listed", "optimizer", "hook", "none"}
+        See ``OwnKind``.
+    variables : tuple of Target
+        In the order of the datasets ``0``, ``1``, ...
+    expected : int
+        The number of datasets that the library insists on.
+    finalize : bool
+        Whether ``finalize_state`` follows.
+    """
+
+    kind: OwnKind
+    variables: tuple[Target, ...] = ()
+    expected: int = 0
+    finalize: bool = False
+
+
+class ModelTargets(Protocol):
+    """A model seen as targets: what each library's module in this room provides."""
+
+    library: Literal["keras", "tf_keras"]
+    model: Any
+
+    def check_built(self, layout: Literal["legacy", "keras3"]) -> None:
+        """Raise what stock raises for a model without variables, before the file is opened."""
+
+    def layers(self) -> list[LayerTargets]:
+        """Return the top-level layers that have weights, in model order."""
+
+    def top_level(self, *, by_name: bool) -> tuple[Target, ...]:
+        """Return the weights that belong to the model itself."""
+
+    def finalizers(self) -> list[Callable[[], None]]:
+        """Return what has to run once after the weights of a legacy file are in."""
+
+    def own(self, obj: Any) -> OwnVariables:
+        """Return what one object takes from its group."""
+
+    def count_error(self, obj: Any, received: int) -> str:
+        """Return the library's text for a group with the wrong number of datasets."""
+
+    def shape_error(self, target: Target, received: tuple[int, ...]) -> str:
+        """Return the text of the library's own ``assign`` for a value of the wrong shape."""
+
+    def children(self, obj: Any) -> Iterator[tuple[str, Any]]:
+        """Yield attribute name and value of all that the library's walk would look at."""
+
+    def is_saveable(self, obj: Any) -> bool:
+        """Whether the walk descends into an object."""
+
+    def container_name(self, obj: Any) -> str:
+        """Return the name that a container gives to an object: its class in snake case."""
+
+    def all_targets(self) -> Iterator[Target]:
+        """Yield every variable that a load could be expected to fill, for the report."""
