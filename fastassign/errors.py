@@ -67,7 +67,7 @@ class FastAssignError(Exception):
 def annotate(error: BaseException, note: str) -> None:
     """Attach a note that tracebacks print below the message (shown by Python 3.11 and newer)."""
     notes: list[Any] = [*getattr(error, "__notes__", ()), note]
-    error.__notes__ = notes  # PEP 678's own attribute: Python 3.10 keeps it, and prints nothing
+    error.__notes__ = notes  # type: ignore[attr-defined] # PEP 678's own attribute: Python 3.10 keeps it, and prints nothing
 
 
 def name_state(error: BaseException, assigned: tuple[str, ...], total: int) -> None:

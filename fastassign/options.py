@@ -10,8 +10,8 @@ from fastassign.catalog.policy import RULES, Limits
 
 
 def _default_threads() -> int:
-    # Two readers saturate the page cache of a 2-core machine (one reaches 60 % of two's rate); beyond four the
-    # kernel's copy is bound by memory, and readers only take cores from the model that is being served.
+    # Copying out of the page cache takes a core each (two readers reach 1.7 times the rate of one); beyond four
+    # memory is the bound, and readers only take cores from the model that is being served.
     return max(1, min(4, os.cpu_count() or 1))
 
 
@@ -26,7 +26,8 @@ class LoadOptions:
         alone, which silently swaps weights when ``trainable`` differs between saving and loading; ``"names"``
         uses the names in the file where they tell the order.
     threads : int
-        Reader threads. More help storage with many queues, not the page cache.
+        Threads that read, the calling one included (it reads while it has nothing to assign). More help storage
+        with many queues, not the page cache.
     read_bytes : int
         Bytes per read. Larger reads gain nothing; smaller ones pay the system call more often.
     gap_bytes : int

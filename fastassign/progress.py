@@ -57,10 +57,16 @@ def reporting(progress: bool | Callback | None) -> Iterator[Callback | None]:
 
 @contextmanager
 def _bar() -> Iterator[Callback]:
-    from rich.console import Console  # noqa: PLC0415 - rich takes 30 ms to import, and only a bar needs it
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn  # noqa: PLC0415
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    columns = (TextColumn("loading"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TextColumn("{task.fields[name]}"))
+    columns = (
+        TextColumn("loading"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TextColumn("{task.fields[name]}"),
+    )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("loading", total=None, name="")
         shown = 0.0

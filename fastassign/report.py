@@ -70,8 +70,8 @@ class Report:
 
     def __str__(self) -> str:
         """Draw the report as a table."""
-        from rich.console import Console  # noqa: PLC0415 - nothing is drawn unless asked for
-        from rich.table import Table  # noqa: PLC0415
+        from rich.console import Console
+        from rich.table import Table
 
         table = Table(title=self.file, title_justify="left", show_header=False)
         for label, value in self._lines():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastassign.catalog.open import Catalog, open_catalog
+from fastassign.collection import held_back
 from fastassign.errors import Unsupported
 from fastassign.matching.match import Request, choose_layout, match
 from fastassign.options import LoadOptions
@@ -87,18 +88,19 @@ def load_weights(
     >>> report = fa.load_weights(model, "model.weights.h5")  # doctest: +SKIP
     >>> print(report)  # doctest: +SKIP
     """
-    return plan(
-        model,
-        path,
-        by_name=by_name,
-        skip_mismatch=skip_mismatch,
-        objects_to_skip=objects_to_skip,
-        session=session,
-        mode=mode,
-        atomic=atomic,
-        progress=progress,
-        options=options,
-    ).execute()
+    with held_back():
+        return plan(
+            model,
+            path,
+            by_name=by_name,
+            skip_mismatch=skip_mismatch,
+            objects_to_skip=objects_to_skip,
+            session=session,
+            mode=mode,
+            atomic=atomic,
+            progress=progress,
+            options=options,
+        ).execute()
 
 
 def plan(
@@ -148,7 +150,7 @@ def plan(
     matching = match(model_targets, catalog, layout, request, options)
     matched = time.perf_counter()
 
-    from fastassign.assigning.execute import execute  # noqa: PLC0415 - TensorFlow is there by now, kernels may not be
+    from fastassign.assigning.execute import execute
 
     executor = partial(
         execute, convert_layer=getattr(model_targets, "convert_layer", None), skip_mismatch=skip_mismatch

@@ -1,1 +1,1 @@
-
+"""Putting host buffers into variables."""

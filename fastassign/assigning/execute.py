@@ -76,9 +76,7 @@ def execute(
 class _Run:
     """The state of one execution."""
 
-    def __init__(
-        self, plan: Plan, file: WeightFile, source: Source, progress: Callback | None, begin: float
-    ) -> None:
+    def __init__(self, plan: Plan, file: WeightFile, source: Source, progress: Callback | None, begin: float) -> None:
         self._plan, self._file, self._source, self._progress = plan, file, source, progress
         self._begin = begin
         self._assigned: list[str] = []
@@ -207,10 +205,10 @@ class _Run:
         if placement.route == "assign":
             self._library_assign(assignment, array)
         elif array.size:
-            host.assign(target.resource, value, assignment.record.nbytes)
+            host.assign(target.resource, value, placement.nbytes)
         if assignment.fit == "cast":
             self._cast.append(f"{target.name}: {assignment.record.dtype} to {target.dtype}")
-        self._done_bytes += assignment.record.nbytes
+        self._done_bytes += placement.nbytes
         self._count(placement.route, [target.name])
 
     def _library_assign(self, assignment: Assignment, array: np.ndarray[Any, Any]) -> None:

@@ -17,10 +17,7 @@ from fastassign.streaming.buffers import aligned, is_aligned
 
 # Dtypes that `Empty` has a CPU kernel for; others (float8, 4-bit integers) get an aligned numpy array.
 _EMPTY_DTYPES = frozenset(
-    {
-        "bfloat16", "bool", "complex64", "complex128", "float16", "float32", "float64", "int8", "int16", "int32",
-        "int64", "uint8", "uint16", "uint32", "uint64",
-    }  # fmt: skip
+    "bfloat16 bool complex64 complex128 float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64".split()
 )
 
 # Below this, clearing the copy-on-read mark of a variable costs more than the copy that it saves.
@@ -74,7 +71,7 @@ class Arena:
 
 def as_bytes(array: np.ndarray[Any, Any]) -> memoryview:
     """Return the memory of an array as bytes."""
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return array.reshape(-1).view(np.uint8).data
 
 
 def assign(resource: Any, value: Any, nbytes: int) -> None:
@@ -98,7 +95,8 @@ def assign(resource: Any, value: Any, nbytes: int) -> None:
 
 @cache
 def _numpy_dtype(dtype: str) -> np.dtype[Any]:
-    return np.dtype(tf.as_dtype(dtype).as_numpy_dtype)
+    found: np.dtype[Any] = np.dtype(tf.as_dtype(dtype).as_numpy_dtype)
+    return found
 
 
 def _nbytes(shape: tuple[int, ...], dtype: str) -> int:
@@ -106,4 +104,5 @@ def _nbytes(shape: tuple[int, ...], dtype: str) -> int:
 
 
 def _typed(memory: np.ndarray[Any, Any], shape: tuple[int, ...], dtype: str, start: int) -> np.ndarray[Any, Any]:
-    return np.ndarray(shape, _numpy_dtype(dtype), memory, start)
+    view: np.ndarray[Any, Any] = np.ndarray(shape, _numpy_dtype(dtype), memory, start)  # type: ignore[arg-type]
+    return view

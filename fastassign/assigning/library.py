@@ -8,13 +8,14 @@ if one object fails, the variables of those before it get their old values back.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from fastassign.catalog.records import TensorRecord
 from fastassign.errors import FastAssignError, Mismatch
 from fastassign.matching.assignment import Hook, LayerConversion, Matching
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ReadArray = Callable[[TensorRecord], "np.ndarray[Any, Any]"]
 

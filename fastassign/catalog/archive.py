@@ -131,9 +131,7 @@ def _member(file: WeightFile) -> zipfile.ZipInfo:
         raise Malformed(f"There is no item named {MEMBER!r} in the archive", file=file.path, hint=hint)
     info = found[0]
     if len(found) > 1 or info.flag_bits & 0x1 or stat.S_ISLNK(info.external_attr >> 16):
-        raise Refused(
-            f"{MEMBER} is ambiguous: named twice, encrypted or a link", rule="archive-member", file=file.path
-        )
+        raise Refused(f"{MEMBER} is ambiguous: named twice, encrypted or a link", rule="archive-member", file=file.path)
     return info
 
 

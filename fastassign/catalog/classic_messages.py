@@ -11,10 +11,11 @@ Not here: finding the messages in the file (``classic``).
 from __future__ import annotations
 
 import math
+import re
 import sys
 from functools import lru_cache
 from struct import Struct, pack
-from typing import NamedTuple
+from typing import cast
 
 # HDF5's own limit (H5S_MAX_RANK); it also bounds what `dataspace` keeps in its cache.
 _MAX_RANK = 32
@@ -29,11 +30,14 @@ _STRING = Struct("<B3sI")
 _FIXED_BITS = frozenset(bytes((padding | charset << 4, 0, 0)) for padding in (0, 1) for charset in (0, 1))
 # A sequence that is a string, terminated by NUL, ASCII or UTF-8.
 _VARIABLE_BITS = frozenset((b"\x01\x00\x00", b"\x01\x01\x00"))
-# A variable-length string is described by 8 + 12 bytes; the bound is for the cache.
-_MAX_STRING_TYPE = 64
 
 #: Bytes of a variable-length string in the attribute: its length and a global heap ID.
 REFERENCE_NBYTES = 16
+
+# The attributes that the Keras layouts are made of; long lists are split into layer_names0, layer_names1, ...
+_is_text = re.compile(rb"(?:layer_names|weight_names)[0-9]*|keras_version|backend|name|dtype").fullmatch
+#: Of these, the one by which Keras marks a dataset of two-byte opaque elements; on a group it means nothing.
+MARK = "dtype"
 
 
 class NotClassic(Exception):  # noqa: N818 - an answer, not an error: h5py takes over
@@ -143,22 +147,9 @@ def layout(body: bytes) -> tuple[bool, int, int]:
     raise NotClassic
 
 
-class Text(NamedTuple):
-    """A text attribute, its strings still encoded.
-
-    Attributes
-    ----------
-    name : str
-        The attribute's name.
-    width : int
-        The bytes of one fixed-length string, or 0: `data` is references of 16 bytes into a global heap.
-    data : bytes
-        All strings or references, one after the other.
-    """
-
-    name: str
-    width: int
-    data: bytes
+#: A text attribute, its strings still encoded: its name; the bytes of one fixed-length string, or 0 where the
+#: data is references into a global heap; the strings or references, one after the other.
+Text = tuple[str, int, bytes]
 
 
 def text(body: bytes) -> Text | None:
@@ -175,25 +166,65 @@ def text(body: bytes) -> Text | None:
         For a message version other than 1 and 3, shared parts, a datatype other than string, more than one
         dimension, or a message that is too short.
     """
-    data_at = _attribute_parts(body[: _ATTRIBUTE.size])[-1]
-    if data_at > len(body):
-        raise NotClassic
-    known = _text_form(body[:data_at])
-    if known is None:
+    data_at = _data_at(body[: _ATTRIBUTE.size])
+    form = _text_form(body[:data_at], data_at)
+    if form is None:
         return None
-    name, width, nbytes = known
-    data = body[data_at : data_at + nbytes]
-    if len(data) != nbytes:
+    name, width, nbytes = form
+    if data_at + nbytes > len(body):
         raise NotClassic
-    return Text(name, width, data)
+    return name, width, body[data_at : data_at + nbytes]
 
 
-# Attributes of a file differ in few ways: the same names, lists of a few lengths.
-@lru_cache(maxsize=256)
-def _attribute_parts(head: bytes) -> tuple[int, int, int, int, int, int]:
-    """Return where name, datatype and dataspace of an attribute begin and end, and where its data begins."""
-    if len(head) != _ATTRIBUTE.size:
+@lru_cache(maxsize=128)
+def _data_at(sizes: bytes) -> int:
+    """Return where the data of an attribute begins, from the first eight bytes of its message."""
+    if len(sizes) != _ATTRIBUTE.size:
         raise NotClassic
-    version, flags, name_nbytes, type_nbytes, space_nbytes = _ATTRIBUTE.unpack(head)
-    if flags:  # of version 3: a shared datatype or dataspace
+    version, flags, *parts = _ATTRIBUTE.unpack(sizes)
+    if version == 1:
+        return 8 + sum(map(padded, parts))
+    # Flags of version 3: a shared datatype or dataspace. A ninth byte gives the encoding of the name.
+    if version == 3 and not flags:
+        return 9 + sum(map(int, parts))
+    raise NotClassic
+
+
+# The attributes of a file differ in few ways: the same names, lists of some lengths. A head is below 64 KiB.
+@lru_cache(maxsize=128)
+def _text_form(head: bytes, nbytes: int) -> tuple[str, int, int] | None:
+    """Decode what stands before the data: the name, the bytes of one string (0: variable), those of all."""
+    if len(head) != nbytes:
         raise NotClassic
+    version, _, name_nbytes, type_nbytes, space_nbytes = _ATTRIBUTE.unpack_from(head)
+    aligned = padded if version == 1 else int
+    name_at = 8 if version == 1 else 9
+    type_at = name_at + aligned(name_nbytes)
+    space_at = type_at + aligned(type_nbytes)
+    encoded, terminator, _ = head[name_at : name_at + name_nbytes].partition(b"\0")
+    if not terminator:
+        raise NotClassic
+    if not _is_text(encoded):
+        return None
+    name = encoded.decode("ascii")
+    datatype = head[type_at : type_at + type_nbytes]
+    shape, count = dataspace(head[space_at : space_at + space_nbytes])
+    if len(shape) > 1:
+        raise NotClassic
+    if shape == (0,) and datatype.ljust(padded(type_nbytes), b"\0") == _FLOAT64:
+        return name, 0, 0  # what h5py makes of an empty list
+    width = _string_width(datatype)
+    return name, width, count * (width or REFERENCE_NBYTES)
+
+
+def _string_width(datatype: bytes) -> int:
+    # Classes "String" and "Variable-Length" of "The Datatype Message", version 1. The low four bits of the
+    # class bit field are the padding (or that the sequence is a string), the next four the character set.
+    if len(datatype) < _STRING.size:
+        raise NotClassic
+    kind, bits, width = _STRING.unpack_from(datatype)
+    if kind == 0x13 and bits in _FIXED_BITS and width:
+        return cast("int", width)
+    if kind == 0x19 and bits in _VARIABLE_BITS and width == REFERENCE_NBYTES:
+        return 0
+    raise NotClassic

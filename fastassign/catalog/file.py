@@ -42,6 +42,8 @@ class WeightFile:
     ----------
     path : str or os.PathLike
         The file.
+    descriptor : int, optional
+        A descriptor that is open already; it becomes this object's.
 
     Raises
     ------
@@ -49,28 +51,14 @@ class WeightFile:
         The file can't be opened; the text is h5py's, as stock Keras raises it.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._adopt(Path(path), _open(Path(path)))
-
-    def _adopt(self, path: Path, descriptor: int) -> None:
-        self.path, self.descriptor = path, descriptor
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise Malformed(
-                    f"{path} is not a regular file",
-                    file=path,
-                    hint="copy it to a file first: a weight file is read at many places at once",
-                )
-            self.identity = Identity.of(descriptor)
-        except BaseException:
-            os.close(descriptor)
-            raise
+    def __init__(self, path: str | os.PathLike[str], *, descriptor: int | None = None) -> None:
+        self.path = Path(path)
+        self.descriptor = _open(self.path) if descriptor is None else descriptor
+        self.identity = Identity.of(self.descriptor)
 
     def duplicate(self) -> WeightFile:
         """Return a second handle on the same open file, also where its name is gone."""
-        twin = WeightFile.__new__(WeightFile)
-        twin._adopt(self.path, os.dup(self.descriptor))
-        return twin
+        return WeightFile(self.path, descriptor=os.dup(self.descriptor))
 
     def __enter__(self) -> WeightFile:
         """Return the file."""
@@ -138,13 +126,20 @@ class WeightFile:
 
 def _open(path: Path) -> int:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe must not wait for its writer
     except OSError as error:
         raise unreadable(path, error) from error
-    if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return descriptor
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
         raise unreadable(path, IsADirectoryError(21, os.strerror(21), str(path)))
-    return descriptor
+    raise Malformed(
+        f"{path} is not a regular file",
+        file=path,
+        hint="copy it to a file first: a weight file is read at many places at once",
+    )
 
 
 def unreadable(path: Path, error: OSError) -> Unreadable:

@@ -171,18 +171,16 @@ def _translated(file: WeightFile, key: str | None = None) -> Iterator[None]:
         if "truncated file" in text:
             hint = "the file was cut short while it was written or copied: copy or save it again"
             raise Truncated(text, file=file.path, hint=hint) from error
-        hint = None
+        hint = ""
         if "file signature not found" in text:
             hint = "this is not an HDF5 file; an empty or half-written download looks like this"
-        raise Malformed(text, file=file.path, tensor=key, hint=hint) from error
+        raise Malformed(text, file=file.path, tensor=key, hint=hint or None) from error
 
 
 class _Walk:
     """One pass over all groups of a file."""
 
-    def __init__(
-        self, file: WeightFile, base: int, size: int, limits: policy.Limits, allow: frozenset[str]
-    ) -> None:
+    def __init__(self, file: WeightFile, base: int, size: int, limits: policy.Limits, allow: frozenset[str]) -> None:
         self._file, self._base, self._end = file, base, base + size
         self._limits, self._allow = limits, allow
         self._records: dict[str, TensorRecord] = {}
@@ -368,5 +366,3 @@ def _strings(attribute: Any) -> tuple[str, ...] | None:
     if values.size:
         attribute.read(values, mtype=kind if not kind.is_variable_str() else None)
     return tuple(item.decode() if isinstance(item, bytes) else str(item) for item in values.reshape(-1).tolist())
-
-

@@ -55,9 +55,7 @@ class LegacyLayout:
 def is_legacy(contents: Contents) -> bool:
     """Whether the file names its layers as a legacy file does."""
     return any(
-        (path, name) in contents.texts
-        for path in ("", WHOLE_MODEL_GROUP)
-        for name in ("layer_names", "layer_names0")
+        (path, name) in contents.texts for path in ("", WHOLE_MODEL_GROUP) for name in ("layer_names", "layer_names0")
     )
 
 

@@ -34,8 +34,7 @@ class VariableGroups:
         self._old_layers = old_layers and _OLD_LAYERS in contents.groups
 
     def find(self, path: str) -> str | None:
-        """Return the path of the group ``vars`` below ``path``, or ``None``.
-        """
+        """Return the path of the group ``vars`` below ``path``, or ``None``."""
         group = f"{path}/vars" if path else "vars"
         if self.has_path(group):
             return group

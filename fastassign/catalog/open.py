@@ -164,9 +164,7 @@ class Catalog(Mapping[str, CatalogEntry]):
         found = self.contents.records.get(key)
         refusal = self.contents.refusal_on(key) if found is None else None
         if refusal is not None:
-            raise Refused(
-                refusal.message, rule=refusal.rule, option=refusal.option, file=self.path, tensor=refusal.key
-            )
+            raise Refused(refusal.message, rule=refusal.rule, option=refusal.option, file=self.path, tensor=refusal.key)
         return found
 
     def open(self) -> WeightFile:
@@ -215,10 +213,12 @@ class Catalog(Mapping[str, CatalogEntry]):
 def numpy_dtype(dtype: str) -> np.dtype[Any]:
     """Return the numpy dtype that holds a record's values, in native byte order."""
     if dtype == "bfloat16":
-        import ml_dtypes  # noqa: PLC0415 - only files with bfloat16 need it
+        import ml_dtypes
 
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(dtype).newbyteorder("=")
+        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return bfloat16
+    native: np.dtype[Any] = np.dtype(dtype).newbyteorder("=")
+    return native
 
 
 def open_catalog(
@@ -284,5 +284,3 @@ def _index(file: WeightFile, span: tuple[int, int], limits: Limits, allow: froze
     if contents is None:
         contents = hdf5.read_contents(file, base=base, size=size, limits=limits, allow=allow)
     return Index(base=base, size=size, contents=contents)
-
-

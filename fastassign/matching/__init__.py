@@ -1,1 +1,1 @@
-
+"""Which record of the file goes into which variable of the model."""

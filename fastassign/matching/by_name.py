@@ -20,9 +20,7 @@ from fastassign.matching.by_order import match_weights, saved_records
 from fastassign.targets.target import LayerTargets, ModelTargets, Target
 
 
-def match_by_name(
-    model: ModelTargets, catalog: Catalog, layout: LegacyLayout, *, skip_mismatch: bool
-) -> Matching:
+def match_by_name(model: ModelTargets, catalog: Catalog, layout: LegacyLayout, *, skip_mismatch: bool) -> Matching:
     """Match the layers of a legacy file to those of a model by name.
 
     Raises
@@ -41,7 +39,9 @@ def match_by_name(
         records = saved_records(catalog, stored)
         empty = weightless.get(stored.name)
         if records and empty is not None and stored.name not in by_name:
-            _count_mismatch(matching, model, k, LayerTargets(stored.name, empty, (), False), len(records), skip_mismatch)
+            _count_mismatch(
+                matching, model, k, LayerTargets(stored.name, empty, (), False), len(records), skip_mismatch
+            )
         for layer in by_name.get(stored.name, ()):
             shared += 1
             _match_layer(matching, model, k, layer, records, layout, skip_mismatch=skip_mismatch)
@@ -106,12 +106,7 @@ def _match_tf_keras(
         if target.shape == record.shape:
             matching.assign(record, target)
             continue
-        detail = (
-            f"{target.name}. "
-            f"Weight expects shape {target.shape}. "
-            "Received saved weight "
-            f"with shape {record.shape}"
-        )
+        detail = f"{target.name}. Weight expects shape {target.shape}. Received saved weight with shape {record.shape}"
         if not skip_mismatch:
             raise Mismatch(f"{error} {detail}", tensor=record.key, variable=target.name)
         text = f"Skipping loading weights for {place} due to mismatch in shape for weight {detail}"
@@ -130,11 +125,7 @@ def _match_top_level(
     skip_mismatch: bool,
 ) -> None:
     if len(records) != len(own):
-        counts = (
-            f"Model expects {len(own)} "
-            "top-level weight(s). "
-            f"Received {len(records)} saved top-level weight(s)"
-        )
+        counts = f"Model expects {len(own)} top-level weight(s). Received {len(records)} saved top-level weight(s)"
         if not skip_mismatch:
             raise Mismatch(f"Weight count mismatch for top-level weights of model. {counts}")
         text = f"Skipping loading top-level weights for model due to mismatch in number of weights. {counts}"

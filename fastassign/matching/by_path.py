@@ -18,8 +18,6 @@ from fastassign.errors import Mismatch, MissingGroup
 from fastassign.matching.assignment import Hook, Matching, Notice
 from fastassign.targets.target import ModelTargets, OwnVariables
 
-_CONTAINERS = (list, dict, tuple)
-
 
 def match_by_path(
     model: ModelTargets, catalog: Catalog, *, skip_mismatch: bool, objects_to_skip: Iterable[Any]
@@ -105,9 +103,10 @@ class _Walk:
             failed = True
         before = len(failures.by_id)
         for name, child in self._model.children(obj):
-            if self._model.is_saveable(child):
+            kind = self._model.node_kind(child)
+            if kind == "saveable":
                 self._object(child, _join(path, name), failures)
-            elif isinstance(child, _CONTAINERS):
+            elif kind == "container":
                 self._container(child, _join(path, name), failures, set())
         if not failed:
             if len(failures.by_id) <= before:
@@ -119,11 +118,16 @@ class _Walk:
             return
         seen.add(id(container))
         names = _Names()
-        for item in container.values() if isinstance(container, dict) else container:
-            if self._model.is_saveable(item):
+        kind_of = self._model.node_kind
+        for item in _items(container):
+            kind = kind_of(item)
+            if kind == "saveable":
                 self._object(item, _join(path, names.unique(self._model.container_name(item))), failures)
-            elif isinstance(item, _CONTAINERS):
-                self._nested(item, _join(path, names.unique("container")), failures, seen)
+            elif kind == "container":
+                name = names.unique("container")
+                # TensorFlow keeps a list of (name, variable) tuples on every layer: nothing to descend into.
+                if any(map(kind_of, _items(item))):
+                    self._nested(item, _join(path, name), failures, seen)
 
     def _nested(self, container: Any, path: str, failures: _Failures, seen: set[int]) -> None:
         if self._groups.has_path(path):
@@ -172,16 +176,17 @@ class _Walk:
             self.matching.skipped.append(f"{obj}: {error}")
         self._visited.add(id(obj))
         for name, child in self._model.children(obj):
-            if self._model.is_saveable(child):
+            kind = self._model.node_kind(child)
+            if kind == "saveable":
                 self._object_tf_keras(child, _join(path, name))
-            elif isinstance(child, (*_CONTAINERS, set)):
+            elif kind == "container":
                 self._container_tf_keras(child, _join(path, name))
 
     def _container_tf_keras(self, container: Any, path: str) -> None:
         names = _Names()
-        for item in list(container.values()) if isinstance(container, dict) else container:
+        for item in _items(container):
             # Objects met before do not count towards the names of the others, unlike in Keras 3.
-            if self._model.is_saveable(item) and id(item) not in self._visited:
+            if self._model.node_kind(item) == "saveable" and id(item) not in self._visited:
                 self._object_tf_keras(item, _join(path, names.unique(self._model.container_name(item))))
 
     # One object.
@@ -258,6 +263,10 @@ class _Names:
             return name
         self._used[name] += 1
         return f"{name}_{self._used[name]}"
+
+
+def _items(container: Any) -> Any:
+    return list(container.values()) if isinstance(container, dict) else container
 
 
 def _join(path: str, name: str) -> str:

@@ -30,9 +30,7 @@ class Converted:
     count: int
 
 
-def needed(
-    model: ModelTargets, layer: LayerTargets, records: Sequence[TensorRecord], layout: LegacyLayout
-) -> bool:
+def needed(model: ModelTargets, layer: LayerTargets, records: Sequence[TensorRecord], layout: LegacyLayout) -> bool:
     """Whether tf_keras would look at these weights more closely: old version, other count or other shapes."""
     if model.library != "tf_keras":
         return False

@@ -45,10 +45,10 @@ def choose_layout(model: ModelTargets, path: Path, request: Request) -> Literal[
     if name.endswith(".weights.h5") or (name.endswith(".keras") and path.is_file() and zipfile.is_zipfile(path)):
         return "keras3"
     if request.skip_mismatch and not request.by_name:
-        raise Mismatch(
-            "When calling model.load_weights, skip_mismatch can only be set to True when by_name is True."
-        )
-    if not name.endswith((".h5", ".hdf5", ".keras")) and (path.with_name(path.name + ".index").exists() or path.is_dir()):
+        raise Mismatch("When calling model.load_weights, skip_mismatch can only be set to True when by_name is True.")
+    if not name.endswith((".h5", ".hdf5", ".keras")) and (
+        path.with_name(path.name + ".index").exists() or path.is_dir()
+    ):
         raise Unsupported(
             f"{path} is a TensorFlow checkpoint or SavedModel",
             file=path,
@@ -136,14 +136,13 @@ def _missing(model: ModelTargets, matching: Matching) -> Iterable[Any]:
         covered.update(id(target.variable) for target in conversion.targets)
     for hook in matching.hooks:
         covered.update(id(variable) for variable in getattr(hook.obj, "weights", ()))
-    return (target for target in model.all_targets() if id(target.variable) not in covered)
+    return (target for target in model.all_targets(matching.layout) if id(target.variable) not in covered)
 
 
 def _unexpected(catalog: Catalog, matching: Matching, saved: LegacyLayout | None) -> Iterable[TensorRecord]:
     used = {assignment.record.key for assignment in matching.assignments.values()}
-    for holder in (*matching.conversions, *matching.hooks):
-        records = holder.records.values() if isinstance(holder.records, dict) else holder.records
-        used.update(record.key for record in records)
+    used.update(record.key for conversion in matching.conversions for record in conversion.records)
+    used.update(record.key for hook in matching.hooks for record in hook.records.values())
     # A whole-model file also has the optimizer's slots, which are no weights.
     keys = catalog.contents.records if saved is None else saved.keys
     return (catalog.contents.records[key] for key in keys if key not in used and key in catalog.contents.records)

@@ -1,1 +1,1 @@
-
+"""Pure arithmetic: routes, batches, reads, memory."""

@@ -41,12 +41,15 @@ class Placement:
         Record and target.
     route : Route
         How the value gets into the variable.
+    nbytes : int
+        Bytes of the value as it stands in the file, decoded.
     arena_start : int
         For the route ``"arena"``: first byte in the batch's arena, a multiple of 64.
     """
 
     assignment: Assignment
     route: Route
+    nbytes: int
     arena_start: int = 0
 
 
@@ -117,7 +120,7 @@ class Plan:
         """
         if self.executor is None:
             raise TypeError("this plan was made without an executor; make it with fastassign.plan")
-        from fastassign.progress import reporting  # noqa: PLC0415
+        from fastassign.progress import reporting
 
         with reporting(self.progress if progress is None else progress) as callback:
             return self.executor(self, callback)
@@ -126,7 +129,7 @@ class Plan:
         """Return (variable, shape, dtype, route, record, bytes) of every variable, in the order of the file."""
         rows = [
             (p.assignment.target.name, str(p.assignment.target.shape), p.assignment.target.dtype, _describe(p),
-             p.assignment.record.key, p.assignment.record.nbytes)
+             p.assignment.record.key, p.nbytes)
             for batch in self.batches
             for p in batch.placements
         ]  # fmt: skip
@@ -141,7 +144,9 @@ class Plan:
         rows = [(name, shape, dtype, route, key) for name, shape, dtype, route, key, _ in self.rows()]
         head = ("variable", "shape", "dtype", "route", "from")
         widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)]
+        lines = [
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)
+        ]
         reads = sum(len(batch.reads) for batch in self.batches)
         lines.append(
             f"{len(rows)} tensors, {self.nbytes} bytes in {reads} reads, at most {self.staging_bytes} bytes staged"
@@ -211,8 +216,7 @@ def make_plan(
         if library > staging:
             what = "the weights that go through the library's own code"
         raise Budget(
-            f"the load needs {max(staging, library)} bytes of host memory for {what}, "
-            f"max_staging_bytes is {limit}",
+            f"the load needs {max(staging, library)} bytes of host memory for {what}, max_staging_bytes is {limit}",
             file=catalog.path,
             tensor=None if largest is None or atomic else largest.placements[0].assignment.record.key,
             hint=f"LoadOptions(max_staging_bytes={max(staging, library)}) is the least that works",
@@ -231,11 +235,11 @@ def make_plan(
     )
 
 
-def route_of(assignment: Assignment, options: LoadOptions) -> Route:
-    """Choose how one value gets into its variable."""
+def route_of(assignment: Assignment, nbytes: int, options: LoadOptions) -> Route:
+    """Choose how one value of ``nbytes`` bytes gets into its variable."""
     if assignment.target.resource is None or assignment.fit == "cast":
         return "assign"
-    return "arena" if assignment.record.nbytes <= options.arena_bytes else "owned"
+    return "arena" if nbytes <= options.arena_bytes else "owned"
 
 
 def _batches(assignments: Sequence[Assignment], options: LoadOptions, batch_bytes: int) -> list[Batch]:
@@ -266,9 +270,9 @@ def _batch(assignments: Sequence[Assignment], reads: Sequence[Read], options: Lo
     placements = []
     arena = total = 0
     for assignment in assignments:
-        route = route_of(assignment, options)
-        placements.append(Placement(assignment, route, arena))
         nbytes = assignment.record.nbytes
+        route = route_of(assignment, nbytes, options)
+        placements.append(Placement(assignment, route, nbytes, arena))
         total += nbytes
         if route == "arena":
             arena += -(-nbytes // ALIGNMENT) * ALIGNMENT

@@ -1,1 +1,1 @@
-
+"""Moving bytes from storage into host buffers."""

@@ -1,14 +1,16 @@
 """Threads that do the reading while the calling thread assigns.
 
 Not a ``concurrent.futures`` pool: jobs come back in the order in which they end, a job costs 3 microseconds
-instead of 30, and stopping does not wait for what has not begun.
+instead of 30, stopping does not wait for what has not begun, and the calling thread does jobs itself while it
+has nothing else to do. With a thread per core and one more that assigns, the assigning one loses its core at
+every system call: ResNet152 took 1.5 times as long.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from types import TracebackType
 
 Job = Callable[[], None]
@@ -17,12 +19,12 @@ Job = Callable[[], None]
 class Workers:
     """A few threads that run jobs until they are stopped.
 
-    Owned by one thread: it submits and collects. The jobs run in the workers.
+    Owned by one thread: it submits, and helps while it collects.
 
     Parameters
     ----------
     count : int
-        Threads.
+        Threads, the owner included.
     """
 
     def __init__(self, count: int) -> None:
@@ -30,7 +32,7 @@ class Workers:
         self._done: SimpleQueue[tuple[int, BaseException | None]] = SimpleQueue()
         self._stopped = False
         self._threads = [
-            threading.Thread(target=self._work, name=f"fastassign-reader-{i}", daemon=True) for i in range(count)
+            threading.Thread(target=self._work, name=f"fastassign-reader-{i}", daemon=True) for i in range(count - 1)
         ]
         for thread in self._threads:
             thread.start()
@@ -53,11 +55,24 @@ class Workers:
         self._jobs.put((tag, job))
 
     def collect(self) -> int:
-        """Wait for the next job to end and return its tag; raise what it raised."""
-        tag, error = self._done.get()
+        """Return the tag of a job that ended, doing one if none has; raise what it raised."""
+        try:
+            tag, error = self._done.get_nowait()
+        except Empty:
+            job = self._take()
+            if job is not None:
+                job[1]()
+                return job[0]
+            tag, error = self._done.get()
         if error is not None:
             raise error
         return tag
+
+    def _take(self) -> tuple[int, Job] | None:
+        try:
+            return self._jobs.get_nowait()
+        except Empty:
+            return None
 
     def stop(self) -> None:
         """Drop the jobs that have not begun, wait for those that have."""

@@ -25,13 +25,13 @@ def discover(model: Any) -> ModelTargets:
     """
     modules = {base.__module__.split(".")[0] for base in type(model).__mro__}
     if "keras" in modules:
-        from fastassign.targets.keras3 import Keras3Targets  # noqa: PLC0415
-        from fastassign.targets.variables import check_eager  # noqa: PLC0415
+        from fastassign.targets.keras3 import Keras3Targets
+        from fastassign.targets.variables import check_eager
 
         check_eager()
         return Keras3Targets(model)
     if "tf_keras" in modules:
-        from fastassign.targets.tf_keras import TfKerasTargets  # noqa: PLC0415
+        from fastassign.targets.tf_keras import TfKerasTargets
 
         return TfKerasTargets(model)
     if "tensorflow" in modules:

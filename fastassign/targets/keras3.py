@@ -18,7 +18,7 @@ from keras.src.saving.keras_saveable import KerasSaveable
 from keras.src.utils.naming import to_snake_case
 
 from fastassign.errors import Mismatch, Unsupported
-from fastassign.targets.target import LayerTargets, OwnKind, OwnVariables, Target
+from fastassign.targets.target import LayerTargets, NodeKind, OwnKind, OwnVariables, Target
 from fastassign.targets.variables import may_use_handles, plain_resource, shape_text
 
 _UNBUILT = (
@@ -37,6 +37,7 @@ _INERT = (types.FunctionType, types.BuiltinFunctionType, types.MethodDescriptorT
 _LAYER_METHOD = keras.layers.Layer.load_own_variables
 _OPTIMIZER_METHOD = keras.optimizers.Optimizer.load_own_variables
 _NORMALIZATION_METHOD = keras.layers.Normalization.load_own_variables
+_WEIGHT_LISTS = (keras.layers.Layer.trainable_weights, keras.layers.Layer.non_trainable_weights)
 # FeatureSpace's method is empty: what it holds is reached through its attributes.
 _EMPTY_METHODS = frozenset({keras.utils.FeatureSpace.load_own_variables})
 # Methods that assign `kernel` and `bias` (or `embeddings`) one by one, unless quantised or with LoRA.
@@ -57,9 +58,7 @@ class _ClassKnowledge:
         self.snake_case = to_snake_case(cls.__name__)
         # Properties and other descriptors have to be evaluated on each object; plain functions never matter.
         self.candidates = frozenset(
-            name
-            for name in dir(cls)
-            if not name.startswith("__") and name not in skip and not isinstance(_lookup(cls, name), _INERT)
+            name for name in dir(cls) if not name.startswith("__") and name not in skip and not _is_inert(cls, name)
         )
         self.method = getattr(cls, "load_own_variables", None)
         self.kind = _kind_of(self.method)
@@ -98,7 +97,7 @@ class Keras3Targets:
         """Return the top-level layers that have weights, in model order."""
         found = []
         for layer in self.model.layers:
-            weights = layer.trainable_weights + layer.non_trainable_weights
+            weights = _legacy_order(layer)
             if weights:
                 targets = tuple(map(self.target, weights))
                 found.append(LayerTargets(layer.name, layer, targets, composite=bool(layer._layers)))
@@ -196,7 +195,7 @@ class Keras3Targets:
         knowledge = self._knowledge(obj)
         skip, names = knowledge.skip, set(knowledge.candidates)
         for name, value in vars(obj).items():
-            if isinstance(value, (KerasSaveable, *_CONTAINERS)) and name not in skip and not name.startswith("__"):
+            if name not in skip and node_kind(value) and not name.startswith("__"):
                 names.add(name)
         for name in sorted(names, key=saving_lib._name_key):
             try:
@@ -205,17 +204,18 @@ class Keras3Targets:
                 continue
             yield name, value
 
-    def is_saveable(self, obj: Any) -> bool:
-        """Whether the walk descends into an object."""
-        return isinstance(obj, KerasSaveable)
+    def node_kind(self, obj: Any) -> NodeKind:
+        """Tell what the walk does with a value."""
+        return node_kind(obj)
 
     def container_name(self, obj: Any) -> str:
         """Return the name that a container gives to an object."""
-        return self._knowledge(obj).snake_case
+        return str(self._knowledge(obj).snake_case)
 
-    def all_targets(self) -> Iterator[Target]:
-        """Yield every weight of the model."""
-        return map(self.target, self.model.weights)
+    def all_targets(self, layout: Literal["legacy", "keras3"]) -> Iterator[Target]:
+        """Yield every weight that a file of this layout could fill."""
+        # For a legacy file the layers were listed already, with all that is inside them.
+        return iter(self._targets.values()) if layout == "legacy" else map(self.target, self.model.weights)
 
     def target(self, variable: Any) -> Target:
         """Return the target of a Keras variable; the same object for the same variable."""
@@ -241,6 +241,18 @@ class Keras3Targets:
         return found
 
 
+def _legacy_order(layer: Any) -> list[Any]:
+    """Return a layer's trainable weights, then the others: the order of legacy files."""
+    cls = type(layer)
+    if (cls.trainable_weights, cls.non_trainable_weights) != _WEIGHT_LISTS:
+        return list(layer.trainable_weights + layer.non_trainable_weights)
+    # What the two properties do, with one walk over the layers inside instead of two.
+    weights = layer.weights
+    if not layer.trainable:
+        return list(weights)
+    return [v for v in weights if v.trainable] + [v for v in weights if not v.trainable]
+
+
 class _Count:
     """Stands in for a store of so many datasets."""
 
@@ -263,11 +275,28 @@ def _skipset(obj_type: str) -> set[str]:
     return _skipsets[obj_type]
 
 
-def _lookup(cls: type, name: str) -> Any:
+# What the walk does with values of a type: asked 60 times per object, answered once per type.
+_node_kinds: dict[type, NodeKind] = {}
+
+
+def node_kind(obj: Any) -> NodeKind:
+    """Tell what Keras' walk does with a value: descend into it as an object, as a container, or pass it over."""
+    cls = type(obj)
+    kind = _node_kinds.get(cls)
+    if kind is None:
+        kind = "saveable" if isinstance(obj, KerasSaveable) else "container" if isinstance(obj, _CONTAINERS) else ""
+        _node_kinds[cls] = kind
+    return kind
+
+
+def _is_inert(cls: type, name: str) -> bool:
+    """Whether a class attribute can never lead the walk anywhere."""
     for base in cls.__mro__:
         if name in base.__dict__:
-            return base.__dict__[name]
-    return None
+            # Keras' own property lists names of variables, in six lists that are made anew at every call.
+            is_names = name == "variable_serialization_spec" and base.__module__.startswith("keras.")
+            return is_names or isinstance(base.__dict__[name], _INERT)
+    return False
 
 
 def _kind_of(method: Any) -> OwnKind:

@@ -60,6 +60,10 @@ class LayerTargets:
 OwnKind = Literal["listed", "optimizer", "hook", "none"]
 
 
+# What a walk does with a value: descend into it as an object, as a container, or pass it over.
+NodeKind = Literal["saveable", "container", ""]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class OwnVariables:
     """What one object of a model takes from its group of a Keras 3 weights file.
@@ -112,11 +116,11 @@ class ModelTargets(Protocol):
     def children(self, obj: Any) -> Iterator[tuple[str, Any]]:
         """Yield attribute name and value of all that the library's walk would look at."""
 
-    def is_saveable(self, obj: Any) -> bool:
-        """Whether the walk descends into an object."""
+    def node_kind(self, obj: Any) -> NodeKind:
+        """Tell what the library's walk does with a value."""
 
     def container_name(self, obj: Any) -> str:
         """Return the name that a container gives to an object: its class in snake case."""
 
-    def all_targets(self) -> Iterator[Target]:
-        """Yield every variable that a load could be expected to fill, for the report."""
+    def all_targets(self, layout: Literal["legacy", "keras3"]) -> Iterator[Target]:
+        """Yield every variable that a file of this layout could fill, for the report."""

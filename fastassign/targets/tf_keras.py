@@ -17,7 +17,7 @@ from tf_keras.src.saving.legacy import hdf5_format
 from tf_keras.src.utils.generic_utils import to_snake_case
 
 from fastassign.errors import Mismatch
-from fastassign.targets.target import LayerTargets, OwnVariables, Target
+from fastassign.targets.target import LayerTargets, NodeKind, OwnVariables, Target
 from fastassign.targets.variables import check_eager, may_use_handles, target_of
 
 _UNBUILT_SUBCLASS = (
@@ -123,15 +123,17 @@ class TfKerasTargets:
         """Yield attribute name and value of all that tf_keras' walk looks at."""
         yield from saving_lib._walk_trackable(obj)
 
-    def is_saveable(self, obj: Any) -> bool:
-        """Whether the walk descends into an object."""
-        return bool(saving_lib._is_keras_trackable(obj))
+    def node_kind(self, obj: Any) -> NodeKind:
+        """Tell what tf_keras' walk does with a value."""
+        if saving_lib._is_keras_trackable(obj):
+            return "saveable"
+        return "container" if isinstance(obj, (list, dict, tuple, set)) else ""
 
     def container_name(self, obj: Any) -> str:
         """Return the name that a container gives to an object."""
         return str(to_snake_case(type(obj).__name__))
 
-    def all_targets(self) -> Iterator[Target]:
+    def all_targets(self, layout: Literal["legacy", "keras3"]) -> Iterator[Target]:  # noqa: ARG002 - the same for both
         """Yield every weight of the model."""
         return map(self.target, self.model.weights)
 
