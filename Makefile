@@ -43,6 +43,7 @@ lint: $(VENV)/.made ## ruff: rules and format
 types: $(VENV)/.made ## mypy, strict
 	@mkdir -p build/mypy/fastassign
 	@ln -sfn ../../../kernels build/mypy/fastassign/kernels
+	@ln -sfn ../../../benchmarks build/mypy/fastassign/benchmarks
 	@$(VENV)/bin/mypy
 
 format: $(VENV)/.made ## let ruff repair what it can

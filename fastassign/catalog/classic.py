@@ -18,7 +18,7 @@ from __future__ import annotations
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastassign.catalog.classic_messages import DATATYPES, MARK, NotClassic, Text, dataspace, layout, text
+from fastassign.catalog.classic_messages import DATATYPES, MARK, NotClassic, Text, dataspace, layout, says_nothing, text
 from fastassign.catalog.classic_structures import (
     MAX_PIECE,
     GlobalHeap,
@@ -47,9 +47,8 @@ _REFERENCE = Struct("<IQI")
 
 # Header message types ("Data Object Header Messages").
 _DATASPACE, _DATATYPE, _LAYOUT, _ATTRIBUTE, _CONTINUATION, _SYMBOL_TABLE = 0x01, 0x03, 0x08, 0x0C, 0x10, 0x11
-# NIL, both fill values, comment, both modification times: they don't change what a written dataset holds.
-_IGNORED = frozenset((0x00, 0x04, 0x05, 0x0D, 0x0E, 0x12))
-_SHARED = 0x02
+# A constant message, one not to be shared. All other flags ask for something that isn't done here.
+_HARMLESS_FLAGS = 0x01 | 0x04
 # What makes an object a group, or a dataset; each message stands there once.
 _GROUP = frozenset((_SYMBOL_TABLE,))
 _DATASET = frozenset((_DATASPACE, _DATATYPE, _LAYOUT))
@@ -212,11 +211,9 @@ class _Walk:
                 kind, length, flags = _MESSAGE.unpack_from(buffer, position)
                 start = position + _MESSAGE.size
                 position = start + length
-                if position > end or flags & _SHARED or length & 7:
+                if position > end or flags & ~_HARMLESS_FLAGS or length & 7:
                     raise NotClassic
                 expected -= 1
-                if kind in _IGNORED:
-                    continue
                 body = buffer[start:position]
                 if kind in _ONCE and kind not in messages:
                     messages[kind] = body
@@ -228,7 +225,7 @@ class _Walk:
                         texts.append(attribute)
                 elif kind == _CONTINUATION and length >= _PAIR.size:
                     chunks.append(_PAIR.unpack_from(body))
-                else:
+                elif not says_nothing(kind, body):
                     raise NotClassic
         if expected:
             raise NotClassic

@@ -23,19 +23,17 @@ _MAX_RANK = 32
 _DIMENSIONS = tuple(Struct(f"<{rank}Q") for rank in range(_MAX_RANK + 1))
 _CONTIGUOUS = Struct("<BBQQ")
 _COMPACT = Struct("<BBH")
+_FILL = Struct("<BBBBI")
 _ATTRIBUTE = Struct("<BBHHH")
-_STRING = Struct("<B3sI")
+_STRING = Struct("<4sI")
 
-# Terminated or padded by NUL (h5py reads both alike), ASCII or UTF-8; padding by spaces is h5py's to undo.
-_FIXED_BITS = frozenset(bytes((padding | charset << 4, 0, 0)) for padding in (0, 1) for charset in (0, 1))
-# A sequence that is a string, terminated by NUL, ASCII or UTF-8.
-_VARIABLE_BITS = frozenset((b"\x01\x00\x00", b"\x01\x01\x00"))
+_NIL, _OLD_FILL, _FILL_VALUE, _MODIFIED = 0x00, 0x04, 0x05, 0x12
 
-#: Bytes of a variable-length string in the attribute: its length and a global heap ID.
+#: Bytes of a variable-length string in an attribute: its length and a global heap ID.
 REFERENCE_NBYTES = 16
 
 # The attributes that the Keras layouts are made of; long lists are split into layer_names0, layer_names1, ...
-_is_text = re.compile(rb"(?:layer_names|weight_names)[0-9]*|keras_version|backend|name|dtype").fullmatch
+_is_text = re.compile(r"(?:layer_names|weight_names)[0-9]*|keras_version|backend|name|dtype").fullmatch
 #: Of these, the one by which Keras marks a dataset of two-byte opaque elements; on a group it means nothing.
 MARK = "dtype"
 
@@ -86,7 +84,13 @@ def _known_datatypes() -> dict[bytes, tuple[str, int]]:
 #: ``dtype.str`` and the bytes of an element ("The Datatype Message", version 1).
 DATATYPES = _known_datatypes()
 
-_FLOAT64 = next(body for body, (dtype, _) in DATATYPES.items() if dtype == "<f8")
+# A sequence of characters that is a string, in ASCII or UTF-8, terminated by NUL.
+_VARIABLE_STRINGS = frozenset(
+    (pack("<B3BI", 0x19, 1, charset, 0, REFERENCE_NBYTES) + _fixed_point(1, signed=False)).ljust(24, b"\0")
+    for charset in (0, 1)
+)
+# Version 1 of the class, ASCII or UTF-8, terminated or padded by NUL: h5py reads both alike.
+_FIXED_STRINGS = frozenset(bytes((0x13, padding | charset << 4, 0, 0)) for padding in (0, 1) for charset in (0, 1))
 
 
 @lru_cache(maxsize=4096)
@@ -110,8 +114,8 @@ def dataspace(body: bytes) -> tuple[tuple[int, ...], int]:
     rank, flags = body[1], body[2]
     if rank > _MAX_RANK or flags > 1:
         raise NotClassic
-    # Flag 1: the maximum dimensions follow; they say nothing about the data that is there.
-    if len(body) != 8 + 8 * rank * (1 + flags):
+    # Flag 1: the maximum dimensions follow; only chunked datasets can have larger ones.
+    if len(body) != 8 + 8 * rank * (1 + flags) or (flags and body[8 : 8 + 8 * rank] != body[8 + 8 * rank :]):
         raise NotClassic
     shape = _DIMENSIONS[rank].unpack_from(body, 8)
     if any(dimension > sys.maxsize for dimension in shape):
@@ -152,28 +156,42 @@ def layout(body: bytes) -> tuple[bool, int, int]:
 Text = tuple[str, int, bytes]
 
 
+def says_nothing(kind: int, body: bytes) -> bool:
+    """Whether a message is well-formed and does not change what a written dataset holds.
+
+    That is so for padding, for fill values ("The Data Storage - Fill Value Message", both kinds) and for the
+    time of the last change.
+    """
+    if kind == _NIL:
+        return True
+    if kind == _FILL_VALUE and len(body) >= _FILL.size:
+        version, allocation, writing, defined, nbytes = _FILL.unpack_from(body)
+        known = version == 2 and 1 <= allocation <= 3 and writing <= 2 and defined <= 1
+        return known and (not defined or _FILL.size + nbytes <= len(body))
+    if kind == _OLD_FILL and len(body) >= 4:
+        return 4 + int.from_bytes(body[:4], "little") <= len(body)
+    return kind == _MODIFIED and len(body) >= 8 and body[0] == 1
+
+
 def text(body: bytes) -> Text | None:
-    """Decode an attribute message if it has one of the names that matter ("The Attribute Message").
+    """Decode an attribute message if it has one of the names that matter ("The Attribute Message", version 1).
 
     Returns
     -------
     Text or None
-        None: the attribute has another name, and was not looked at further.
+        None: the attribute has another name.
 
     Raises
     ------
     NotClassic
-        For a message version other than 1 and 3, shared parts, a datatype other than string, more than one
-        dimension, or a message that is too short.
+        For any other version, a datatype that is neither a string nor an accepted dataset's, a message that is
+        too short, or one of the names with anything but a string or a one-dimensional array of strings.
     """
     data_at = _data_at(body[: _ATTRIBUTE.size])
-    form = _text_form(body[:data_at], data_at)
-    if form is None:
-        return None
-    name, width, nbytes = form
+    name, width, nbytes = _text_form(body[:data_at], data_at)
     if data_at + nbytes > len(body):
         raise NotClassic
-    return name, width, body[data_at : data_at + nbytes]
+    return None if name is None else (name, width, body[data_at : data_at + nbytes])
 
 
 @lru_cache(maxsize=128)
@@ -181,50 +199,52 @@ def _data_at(sizes: bytes) -> int:
     """Return where the data of an attribute begins, from the first eight bytes of its message."""
     if len(sizes) != _ATTRIBUTE.size:
         raise NotClassic
-    version, flags, *parts = _ATTRIBUTE.unpack(sizes)
-    if version == 1:
-        return 8 + sum(map(padded, parts))
-    # Flags of version 3: a shared datatype or dataspace. A ninth byte gives the encoding of the name.
-    if version == 3 and not flags:
-        return 9 + sum(map(int, parts))
-    raise NotClassic
+    version, reserved, *parts = _ATTRIBUTE.unpack(sizes)
+    if version != 1 or reserved:
+        raise NotClassic
+    return _ATTRIBUTE.size + sum(map(padded, parts))
 
 
 # The attributes of a file differ in few ways: the same names, lists of some lengths. A head is below 64 KiB.
 @lru_cache(maxsize=128)
-def _text_form(head: bytes, nbytes: int) -> tuple[str, int, int] | None:
-    """Decode what stands before the data: the name, the bytes of one string (0: variable), those of all."""
+def _text_form(head: bytes, nbytes: int) -> tuple[str | None, int, int]:
+    """Decode what stands before the data: a name that matters, the bytes of one string, the bytes of the data."""
     if len(head) != nbytes:
         raise NotClassic
-    version, _, name_nbytes, type_nbytes, space_nbytes = _ATTRIBUTE.unpack_from(head)
-    aligned = padded if version == 1 else int
-    name_at = 8 if version == 1 else 9
-    type_at = name_at + aligned(name_nbytes)
-    space_at = type_at + aligned(type_nbytes)
-    encoded, terminator, _ = head[name_at : name_at + name_nbytes].partition(b"\0")
-    if not terminator:
+    _, _, name_nbytes, type_nbytes, space_nbytes = _ATTRIBUTE.unpack_from(head)
+    type_at = _ATTRIBUTE.size + padded(name_nbytes)
+    space_at = type_at + padded(type_nbytes)
+    if head.find(b"\0", _ATTRIBUTE.size) != _ATTRIBUTE.size + name_nbytes - 1:
         raise NotClassic
-    if not _is_text(encoded):
-        return None
-    name = encoded.decode("ascii")
-    datatype = head[type_at : type_at + type_nbytes]
+    try:
+        name = head[_ATTRIBUTE.size : _ATTRIBUTE.size + name_nbytes - 1].decode()
+    except UnicodeDecodeError:
+        raise NotClassic from None
     shape, count = dataspace(head[space_at : space_at + space_nbytes])
+    datatype = head[type_at:space_at]
+    known = DATATYPES.get(datatype)
+    if known is not None:
+        dtype, itemsize = known
+        if _is_text(name):
+            if dtype == "<f8" and shape == (0,):
+                return name, 0, 0  # what h5py makes of an empty list
+            raise NotClassic
+        return None, 0, count * itemsize
+    width = _string_width(datatype)
+    nbytes = count * (width or REFERENCE_NBYTES)
+    if not _is_text(name):
+        return None, 0, nbytes
     if len(shape) > 1:
         raise NotClassic
-    if shape == (0,) and datatype.ljust(padded(type_nbytes), b"\0") == _FLOAT64:
-        return name, 0, 0  # what h5py makes of an empty list
-    width = _string_width(datatype)
-    return name, width, count * (width or REFERENCE_NBYTES)
+    return name, width, nbytes
 
 
 def _string_width(datatype: bytes) -> int:
-    # Classes "String" and "Variable-Length" of "The Datatype Message", version 1. The low four bits of the
-    # class bit field are the padding (or that the sequence is a string), the next four the character set.
-    if len(datatype) < _STRING.size:
-        raise NotClassic
-    kind, bits, width = _STRING.unpack_from(datatype)
-    if kind == 0x13 and bits in _FIXED_BITS and width:
-        return cast("int", width)
-    if kind == 0x19 and bits in _VARIABLE_BITS and width == REFERENCE_NBYTES:
+    """Return the bytes of a fixed-length string, or 0 for a variable-length one."""
+    if datatype in _VARIABLE_STRINGS:
         return 0
+    if len(datatype) == _STRING.size:
+        kind, width = cast("tuple[bytes, int]", _STRING.unpack(datatype))
+        if kind in _FIXED_STRINGS and width:
+            return width
     raise NotClassic

@@ -37,6 +37,9 @@ _MAX_STRING = 1 << 16
 # More levels of nodes with two children or more hold more links than any file.
 _MAX_TREE_LEVEL = 40
 
+# What ends the list of free blocks in a local heap.
+_LAST_FREE = 1
+
 # Cache types of symbol table entries: nothing cached, a group's addresses, and (beyond) a soft link.
 _CACHED_GROUP = 1
 
@@ -44,11 +47,12 @@ _UNDEFINED = (1 << 64) - 1
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _SUPERBLOCK = Struct("<8x8BHH4xQQQQ8xQ24x")
-_LOCAL_HEAP = Struct("<4sIQ8xQ")
-_TREE = Struct("<4sBBH16x")
+_LOCAL_HEAP = Struct("<4sIQQQ")
+_FREE_BLOCK = Struct("<QQ")
+_TREE = Struct("<4sBBHQQ")
 # A tree of one leaf, as nearly all are: the head of its node, the key on the left, the leaf, the key on the right.
-_ONE_LEAF = Struct("<8s16xQQQ")
-_ONE_LEAF_HEAD = b"TREE\x00\x00\x01\x00"
+_ONE_LEAF = Struct("<24sQQQ")
+_ONE_LEAF_HEAD = b"TREE\x00\x00\x01\x00" + 16 * b"\xff"
 _SYMBOLS = Struct("<4sBxH")
 _SYMBOL = Struct("<QQI20x")
 _COLLECTION = Struct("<4sIQ")
@@ -187,7 +191,7 @@ class SymbolTables:
         self._symbols_nbytes = _SYMBOLS.size + _SYMBOL.size * superblock.max_symbols
         self._max_children = superblock.max_children
         self._tree_nbytes = _TREE.size + 16 * superblock.max_children + 8
-        self._pair = Struct(f"{_ONE_LEAF.format}{self._tree_nbytes - _ONE_LEAF.size}x4sIQ8xQ")
+        self._pair = Struct(f"{_ONE_LEAF.format}{self._tree_nbytes - _ONE_LEAF.size}x4sIQQQ")
 
     def members(self, tree: int, local_heap: int) -> tuple[tuple[str, ...], list[int]]:
         """List a group's names, in ascending order, and the object headers that they lead to.
@@ -205,38 +209,45 @@ class SymbolTables:
         if local_heap == tree + self._tree_nbytes:
             # How libhdf5 places the two when it makes a group: one piece, one unpacking.
             buffer, position = self._view(tree, self._pair.size)
-            head, first, leaf, bound, signature, version, nbytes, segment = self._pair.unpack_from(buffer, position)
+            head, first, leaf, bound, *heap_head = self._pair.unpack_from(buffer, position)
         else:
             buffer, position = self._view(local_heap, _LOCAL_HEAP.size)
-            signature, version, nbytes, segment = _LOCAL_HEAP.unpack_from(buffer, position)
+            heap_head = _LOCAL_HEAP.unpack_from(buffer, position)
             buffer, position = self._view(tree, self._tree_nbytes)
             head, first, leaf, bound = _ONE_LEAF.unpack_from(buffer, position)
         leaves = [(leaf, bound)]
         if head != _ONE_LEAF_HEAD:
             first, leaves = self._leaves(buffer, position)
+        signature, version, nbytes, free, segment = heap_head
         if signature != b"HEAP" or version:
             raise NotClassic
         heap, origin = self._view(segment, nbytes)
-        limit = origin + nbytes
+        _check_free_blocks(heap, origin, nbytes, free)
+        return self._links(heap, origin, nbytes, first, leaves)
 
+    def _links(
+        self, heap: bytes, origin: int, room: int, first: int, leaves: list[_Child]
+    ) -> tuple[tuple[str, ...], list[int]]:
+        """List names and addresses of all leaves, given the heap's buffer, its place in there and its bytes."""
+        limit = origin + room
         names: list[bytes] = []
         addresses: list[int] = []
-        offset = first
+        # A lookup goes by the keys: all names of a leaf are above the key on its left, and none is above the
+        # one on its right. Ascending also means that no name is there twice. The names don't overlap.
         last = _name(heap, origin + first, limit)
         for leaf, bound in leaves:
-            # A lookup goes by the keys: all names of a leaf are above the key on its left, and none is above
-            # the one on its right. Ascending also means that no name is there twice.
             for offset, address, cached in self._symbols(leaf):
                 name = _name(heap, origin + offset, limit)
-                nbytes -= len(name) + 1
-                if name <= last or nbytes < 0 or cached > _CACHED_GROUP:
+                room -= len(name) + 1
+                if name <= last or room < 0 or cached > _CACHED_GROUP:
                     raise NotClassic
                 names.append(name)
                 addresses.append(address)
                 last = name
-            if bound != offset:
+            if bound != offset:  # the last name was removed since
                 key = _name(heap, origin + bound, limit)
-                if last > key:
+                room -= len(key) + 1
+                if last > key or room < 0:
                     raise NotClassic
                 last = key
         if b"." in names or b"/" in b"".join(names):  # these would change what a path means
@@ -257,27 +268,31 @@ class SymbolTables:
 
     def _leaves(self, buffer: bytes, position: int) -> tuple[int, list[_Child]]:
         """List the leaves below a tree's root node, after the key on the left of all of them."""
-        level, first, nodes = self._tree_node(buffer, position)
+        level, first, nodes = self._tree_node(buffer, position, _UNDEFINED, _UNDEFINED)
         while level:
             level -= 1
             below: list[_Child] = []
-            low = first
-            for address, high in nodes:
-                found, left, children = self._tree_node(*self._view(address, self._tree_nbytes))
+            low, left = first, _UNDEFINED
+            rights = [address for address, _ in nodes[1:]] + [_UNDEFINED]
+            for (address, high), right in zip(nodes, rights, strict=True):
+                buffer, position = self._view(address, self._tree_nbytes)
+                found, key, children = self._tree_node(buffer, position, left, right)
                 # The keys around a node are repeated in it, and each leaf leads to one link at least.
-                if (found, left) != (level, low) or not children or children[-1][1] != high:
+                if (found, key) != (level, low) or not children or children[-1][1] != high:
                     raise NotClassic
                 below += children
                 if len(below) > self._links_left:
                     raise NotClassic
-                low = high
+                low, left = high, address
             nodes = below
         return first, nodes
 
-    def _tree_node(self, buffer: bytes, position: int) -> tuple[int, int, list[_Child]]:
+    def _tree_node(self, buffer: bytes, position: int, left: int, right: int) -> tuple[int, int, list[_Child]]:
         """Decode level, leftmost key and children of a node ("Version 1 B-trees", node type 0)."""
-        signature, kind, level, used = _TREE.unpack_from(buffer, position)
-        if signature != b"TREE" or kind or level > _MAX_TREE_LEVEL or used > self._max_children:
+        signature, kind, level, used, *siblings = _TREE.unpack_from(buffer, position)
+        if (signature, kind, siblings) != (b"TREE", 0, [left, right]):
+            raise NotClassic
+        if level > _MAX_TREE_LEVEL or used > self._max_children:
             raise NotClassic
         entries = _tree_entries(used).unpack_from(buffer, position + _TREE.size)
         return level, entries[0], list(zip(entries[1::2], entries[2::2], strict=True))
@@ -352,6 +367,19 @@ class GlobalHeap:
 def _tree_entries(used: int) -> Struct:
     """Return the form of a node's entries: children, with a key before, between and after them."""
     return Struct(f"<{2 * used + 1}Q")
+
+
+def _check_free_blocks(heap: bytes, origin: int, nbytes: int, free: int) -> None:
+    """Follow a local heap's list of free blocks as libhdf5 does, which fails on a bad one."""
+    room = nbytes
+    while free != _LAST_FREE:
+        if free + _FREE_BLOCK.size > nbytes:
+            raise NotClassic
+        following, size = _FREE_BLOCK.unpack_from(heap, origin + free)
+        room -= size
+        if size < _FREE_BLOCK.size or free + size > nbytes or room < 0:
+            raise NotClassic
+        free = following
 
 
 def _name(heap: bytes, start: int, limit: int) -> bytes:

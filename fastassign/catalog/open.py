@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fastassign.catalog import archive, classic, hdf5, index_cache, keras_legacy, keras_v3
+from fastassign.catalog import classic, index_cache, keras_legacy, keras_v3
 from fastassign.catalog.file import Identity, WeightFile
 from fastassign.catalog.policy import Limits
 from fastassign.catalog.records import Contents, Index, TensorRecord
@@ -51,6 +51,8 @@ class CatalogEntry:
                 stored = b"".join(file.read(extent.offset, extent.nbytes) for extent in record.extents)
                 array = np.frombuffer(bytearray(stored), dtype=dtype).reshape(record.shape)
             else:
+                from fastassign.catalog import hdf5  # h5py and zipfile take 20 ms to import: most loads need neither
+
                 array = np.empty(record.shape, dtype=dtype)
                 with hdf5.Decoder(file, base=self._catalog.index.base, size=self._catalog.index.size) as decoder:
                     decoder.read_into(record, array)
@@ -256,6 +258,8 @@ def open_catalog(
         if index is not None:
             return Catalog(file.path, file.identity, index, cached=True)
         if file.read_some(0, 4) == b"PK\x03\x04":
+            from fastassign.catalog import archive
+
             span = archive.locate(file)
             if span is None:
                 return _inflated(file, limits, allow, max_inflated_bytes)
@@ -269,6 +273,8 @@ def open_catalog(
 
 
 def _inflated(file: WeightFile, limits: Limits, allow: frozenset[str], max_bytes: int) -> Catalog:
+    from fastassign.catalog import archive
+
     inner = archive.inflate(file, max_bytes=max_bytes)
     try:
         index = _index(inner, (0, inner.size), limits, allow)
@@ -282,5 +288,7 @@ def _index(file: WeightFile, span: tuple[int, int], limits: Limits, allow: froze
     base, size = span
     contents = classic.read_contents(file.read_some, base=base, size=size, limits=limits)
     if contents is None:
+        from fastassign.catalog import hdf5
+
         contents = hdf5.read_contents(file, base=base, size=size, limits=limits, allow=allow)
     return Index(base=base, size=size, contents=contents)

@@ -1,0 +1,175 @@
+"""The command line: one command for each verb."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import fastassign
+from fastassign.errors import FastAssignError, Mismatch
+
+app = typer.Typer(
+    help="Loads Keras weight files (HDF5) into TensorFlow variables at the speed of the hardware.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+FileArgument = Annotated[Path, typer.Argument(help="A .weights.h5, .h5, .hdf5 or .keras file.", show_default=False)]
+
+
+@app.command()
+def inspect(
+    file: FileArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """List the tensors of a weight file: shapes, dtypes, and how they are stored. Needs no TensorFlow."""
+    catalog = fastassign.inspect(file)
+    if as_json:
+        print(json.dumps(catalog.to_dict(), indent=1))
+        return
+    rows = [
+        (record.key, str(record.shape), record.dtype, f"{record.nbytes:,}", record.detail or "contiguous")
+        for record in catalog.contents.records.values()
+    ]
+    title = f"{catalog.path}: {catalog.layout} layout, {len(catalog)} tensors, {catalog.nbytes:,} bytes"
+    _table(title, ("tensor", "shape", "dtype", "bytes", "stored"), rows, right={3})
+    for refusal in catalog.contents.refusals.values():
+        print(f"refused: {refusal.message} (rule {refusal.rule})")
+
+
+@app.command()
+def plan(
+    file: FileArgument,
+    model: Annotated[
+        str,
+        typer.Option(help="MODEL.keras, or module:function for a function that returns the model.", show_default=False),
+    ],
+    by_name: Annotated[bool, typer.Option(help="Match the layers of a legacy file by name.")] = False,
+    skip_mismatch: Annotated[bool, typer.Option(help="Leave variables of another shape as they are.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Show what a load would do, without doing it; exit code 1 if file and model do not fit together."""
+    _quiet_tensorflow()
+    try:
+        made = fastassign.plan(_model(model), file, by_name=by_name, skip_mismatch=skip_mismatch)
+    except Mismatch as error:
+        if as_json:
+            print(json.dumps({"file": str(file), "mismatch": str(error), "hint": error.hint}, indent=1))
+        _explain(error)
+        raise typer.Exit(1) from error
+    print(json.dumps(made.to_dict(), indent=1) if as_json else made)
+
+
+@app.command()
+def bench(
+    case: Annotated[list[str] | None, typer.Option(help="G, R or T; may be repeated. All if left out.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs behind each median.")] = 5,
+    folder: Annotated[Path | None, typer.Option(help="Where the model files are made (about 2 GB).")] = None,
+    out: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
+) -> None:
+    """Measure stock Keras, fastassign and the limit of this machine, interleaved in one process.
+
+    G is GPT-like (638 MB in 195 tensors), R is ResNet152 (242 MB in 932), T has 5,000 tiny tensors. Files are read
+    from the page cache. Seconds are medians; on a noisy machine only the ratios mean anything.
+    """
+    _quiet_tensorflow()
+    from fastassign.benchmarks.suite import HEAD, MEMORY_HEAD, run_suite
+
+    with tempfile.TemporaryDirectory(dir=folder, prefix="fastassign-bench-") as place:
+        result = run_suite(Path(place), cases=case or ["G", "R", "T"], repeats=repeats, tell=_say)
+    _table("Seconds to load, page cache warm (medians)", HEAD, [c.row for c in result.comparisons], right=set())
+    if result.memory:
+        _table("Peak memory beyond the model", MEMORY_HEAD, result.memory_rows(), right={2, 3, 4})
+    if out is not None:
+        out.write_text(json.dumps(result.to_dict(), indent=1) + "\n")
+
+
+@app.command()
+def doctor() -> None:
+    """Show versions, devices, the rates of page cache and storage, and the index cache."""
+    _quiet_tensorflow()
+    from fastassign.doctor import checks
+
+    for name, finding in checks():
+        print(f"{name + ':':14}{finding}")
+
+
+@app.command()
+def demo() -> None:
+    """Build a model, save it with stock Keras, load it with stock and with fastassign, compare, and time both."""
+    _quiet_tensorflow()
+    from fastassign.benchmarks.compare import HEAD, compare
+    from fastassign.benchmarks.models import demo_model
+
+    _say("building a GPT-like model with Keras")
+    model = demo_model()
+    with tempfile.TemporaryDirectory(prefix="fastassign-demo-") as place:
+        comparisons = []
+        for name in ("demo.weights.h5", "demo.h5"):
+            path = Path(place) / name
+            _say(f"saving {name} with Keras")
+            (model.save_weights if name.endswith(".weights.h5") else model.save)(path)
+            comparisons.append(compare(name, model, path, repeats=3, tell=_say))
+        report = fastassign.load_weights(model, path)
+    _say("every variable is equal, bit for bit, to what Keras loads")
+    _table("Seconds to load, page cache warm (medians of 3)", HEAD, [c.row for c in comparisons], right=set())
+    print(report)
+
+
+def main() -> None:
+    """Run the command line; errors of ours are printed without a traceback, with what to do next."""
+    try:
+        app()
+    except FastAssignError as error:
+        _explain(error)
+        sys.exit(1)
+
+
+def _explain(error: FastAssignError) -> None:
+    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    for note in getattr(error, "__notes__", ()):
+        print(f"  {note}", file=sys.stderr)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _quiet_tensorflow() -> None:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def _model(source: str) -> Any:
+    if source.endswith(".keras"):
+        import keras
+
+        return keras.saving.load_model(source, compile=False)
+    module, _, function = source.partition(":")
+    if not function:
+        raise typer.BadParameter(f"{source!r} is neither a .keras file nor module:function", param_hint="--model")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError) as error:
+        raise typer.BadParameter(f"{source!r} can't be imported: {error}", param_hint="--model") from error
+
+
+def _table(title: str, head: tuple[str, ...], rows: list[tuple[str, ...]], *, right: set[int]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for position, name in enumerate(head):
+        table.add_column(name, justify="right" if position in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    # Where nobody looks at a terminal, a table is as wide as it needs to be.
+    Console(width=None if sys.stdout.isatty() else 160).print(table)

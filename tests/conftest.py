@@ -1,0 +1,14 @@
+"""What every test needs: a quiet TensorFlow and an index cache of its own."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def own_index_cache(tmp_path_factory, monkeypatch):
+    """Keep the user's cache out of the tests, and the tests out of the user's cache."""
+    monkeypatch.setenv("FASTASSIGN_CACHE", str(tmp_path_factory.getbasetemp() / "index-cache"))
