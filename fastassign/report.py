@@ -76,7 +76,10 @@ class Report:
         table = Table(title=self.file, title_justify="left", show_header=False)
         for label, value in self._lines():
             table.add_row(label, value)
-        console = Console(width=120, no_color=True)
+        # Plain text: names may hold what rich takes for markup, "[/b]" or ":x:".
+        console = Console(
+            width=120, color_system=None, force_terminal=False, markup=False, emoji=False, highlight=False
+        )
         with console.capture() as capture:
             console.print(table)
         return capture.get()

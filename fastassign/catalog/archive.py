@@ -29,6 +29,12 @@ _LOCAL_SIGNATURE = b"PK\x03\x04"
 _PIECE = 1 << 20
 
 
+def is_archive(file: WeightFile) -> bool:
+    """Whether the file ends like a zip archive, whatever it begins with."""
+    with _reader(file) as outer:
+        return zipfile.is_zipfile(outer)
+
+
 def locate(file: WeightFile) -> tuple[int, int] | None:
     """Find the stored weights member.
 

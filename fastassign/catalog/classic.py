@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from fastassign.catalog.classic_messages import DATATYPES, MARK, NotClassic, Text, dataspace, layout, says_nothing, text
 from fastassign.catalog.classic_structures import (
     MAX_PIECE,
+    UNDEFINED,
     GlobalHeap,
     Metadata,
     ReadAt,
@@ -179,7 +180,7 @@ class _Walk:
                 self._add_dataset(path, form, data, stored)
                 return None
 
-        header = self._header(chunk, nbytes, expected)
+        header = self._header(chunk, buffer, origin, nbytes, expected)
         if header.messages.keys() == _GROUP:
             self._add_texts(path, header.texts)
             return header.messages[_SYMBOL_TABLE]
@@ -192,21 +193,20 @@ class _Walk:
         self._add_dataset(path, form, data, stored)
         return None
 
-    def _header(self, chunk: int, nbytes: int, expected: int) -> _Header:
-        """Collect an object's messages from all chunks of its header ("Version 1 Data Object Header Prefix")."""
+    def _header(self, address: int, buffer: bytes, origin: int, nbytes: int, expected: int) -> _Header:
+        """Collect an object's messages ("Version 1 Data Object Header Prefix").
+
+        The first chunk of the header stands in `buffer` from `origin` on; others are found by continuations.
+        """
         messages: dict[int, bytes] = {}
         layout_address = 0
         texts: list[Text] = []
-        chunks = [(chunk, nbytes)]
+        chunks = [(address, buffer, origin, nbytes)]
         room = MAX_PIECE
-        for address, size in chunks:  # continuations are appended on the way
-            room -= size
-            if room < 0:
-                raise NotClassic
-            buffer, origin = self._view(address, size)
-            position, end = origin, origin + size
+        for address, buffer, position, nbytes in chunks:
+            shift, end = address - position, position + nbytes
             while position < end:
-                if end - position < _MESSAGE.size:
+                if not expected or end - position < _MESSAGE.size:
                     raise NotClassic
                 kind, length, flags = _MESSAGE.unpack_from(buffer, position)
                 start = position + _MESSAGE.size
@@ -218,13 +218,17 @@ class _Walk:
                 if kind in _ONCE and kind not in messages:
                     messages[kind] = body
                     if kind == _LAYOUT:
-                        layout_address = address + start - origin
+                        layout_address = start + shift
                 elif kind == _ATTRIBUTE:
                     attribute = text(body)
                     if attribute is not None:
                         texts.append(attribute)
                 elif kind == _CONTINUATION and length >= _PAIR.size:
-                    chunks.append(_PAIR.unpack_from(body))
+                    following, size = _PAIR.unpack_from(body)
+                    room -= size
+                    if room < 0:
+                        raise NotClassic
+                    chunks.append((following, *self._view(following, size), size))
                 elif not says_nothing(kind, body):
                     raise NotClassic
         if expected:
@@ -247,14 +251,17 @@ class _Walk:
 
     def _add_dataset(self, path: str, form: _Form, address: int, stored: int) -> None:
         shape, dtype, nbytes = form
+        if stored != nbytes:
+            raise NotClassic
         extents: tuple[Extent, ...] = ()
         if nbytes:
             stop = address + nbytes
-            # The second also keeps out the undefined address of a dataset that was never written.
-            if stored != nbytes or stop > self._end:
+            if stop > self._end:  # as is the undefined address of a dataset that was never written
                 raise NotClassic
             self._spans.append((address, stop))
             extents = (Extent(self._origin + address, nbytes),)
+        elif self._end < address != UNDEFINED:
+            raise NotClassic
         self._records[path] = TensorRecord(path, shape, dtype, "raw", extents)
 
     def _add_texts(self, path: str, texts: list[Text]) -> None:

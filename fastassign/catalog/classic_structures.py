@@ -43,10 +43,11 @@ _LAST_FREE = 1
 # Cache types of symbol table entries: nothing cached, a group's addresses, and (beyond) a soft link.
 _CACHED_GROUP = 1
 
-_UNDEFINED = (1 << 64) - 1
+#: The address of what is not stored.
+UNDEFINED = (1 << 64) - 1
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_SUPERBLOCK = Struct("<8x8BHH4xQQQQ8xQ24x")
+_SUPERBLOCK = Struct("<8x8BHH4xQQQQ8xQI20x")
 _LOCAL_HEAP = Struct("<4sIQQQ")
 _FREE_BLOCK = Struct("<QQ")
 _TREE = Struct("<4sBBHQQ")
@@ -106,12 +107,12 @@ def locate_superblock(read: ReadAt, *, base: int, size: int) -> Superblock:
 
 
 def _decode_superblock(raw: bytes, base: int, size: int, skipped: int) -> Superblock:
-    *octets, leaf_k, inner_k, start, free_space, end, driver, root = _SUPERBLOCK.unpack(raw)
+    *octets, leaf_k, inner_k, start, free_space, end, driver, root, cached = _SUPERBLOCK.unpack(raw)
     # Superblock, free space, root entry and shared messages in version 0; offsets and lengths of 8 bytes.
-    if octets != [0, 0, 0, 0, 0, 8, 8, 0] or not leaf_k or not inner_k:
+    if octets != [0, 0, 0, 0, 0, 8, 8, 0] or not leaf_k or not inner_k or cached > _CACHED_GROUP:
         raise NotClassic
     # The end of the file counts from the first byte of the user block, all other addresses from behind it.
-    if start != skipped or not skipped <= end <= size or (free_space, driver) != (_UNDEFINED, _UNDEFINED):
+    if start != skipped or not skipped <= end <= size or (free_space, driver) != (UNDEFINED, UNDEFINED):
         raise NotClassic
     return Superblock(base + skipped, end - skipped, root, 2 * leaf_k, 2 * inner_k)
 
@@ -209,7 +210,8 @@ class SymbolTables:
         if local_heap == tree + self._tree_nbytes:
             # How libhdf5 places the two when it makes a group: one piece, one unpacking.
             buffer, position = self._view(tree, self._pair.size)
-            head, first, leaf, bound, *heap_head = self._pair.unpack_from(buffer, position)
+            entries = self._pair.unpack_from(buffer, position)
+            (head, first, leaf, bound), heap_head = entries[:4], entries[4:]
         else:
             buffer, position = self._view(local_heap, _LOCAL_HEAP.size)
             heap_head = _LOCAL_HEAP.unpack_from(buffer, position)
@@ -268,12 +270,12 @@ class SymbolTables:
 
     def _leaves(self, buffer: bytes, position: int) -> tuple[int, list[_Child]]:
         """List the leaves below a tree's root node, after the key on the left of all of them."""
-        level, first, nodes = self._tree_node(buffer, position, _UNDEFINED, _UNDEFINED)
+        level, first, nodes = self._tree_node(buffer, position, UNDEFINED, UNDEFINED)
         while level:
             level -= 1
             below: list[_Child] = []
-            low, left = first, _UNDEFINED
-            rights = [address for address, _ in nodes[1:]] + [_UNDEFINED]
+            low, left = first, UNDEFINED
+            rights = [address for address, _ in nodes[1:]] + [UNDEFINED]
             for (address, high), right in zip(nodes, rights, strict=True):
                 buffer, position = self._view(address, self._tree_nbytes)
                 found, key, children = self._tree_node(buffer, position, left, right)
@@ -347,9 +349,11 @@ class GlobalHeap:
         seen = 0
         while position + _HEAP_OBJECT.size <= end:
             index, nbytes = _HEAP_OBJECT.unpack_from(buffer, position)
-            position += _HEAP_OBJECT.size
-            if not index:  # the free space, which is last
+            if not index:  # the free space, which is last; its size includes these 16 bytes
+                if position + nbytes != end:
+                    raise NotClassic
                 break
+            position += _HEAP_OBJECT.size
             if index in objects or position + nbytes > end:
                 raise NotClassic
             seen += 1

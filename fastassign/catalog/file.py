@@ -56,6 +56,11 @@ class WeightFile:
         self.descriptor = _open(self.path) if descriptor is None else descriptor
         self.identity = Identity.of(self.descriptor)
 
+    def __del__(self) -> None:
+        """Close what nobody closed: an inflated archive takes disk space for as long as it is open."""
+        if hasattr(self, "descriptor"):
+            self.close()
+
     def duplicate(self) -> WeightFile:
         """Return a second handle on the same open file, also where its name is gone."""
         return WeightFile(self.path, descriptor=os.dup(self.descriptor))

@@ -19,12 +19,12 @@ from typing import Any
 
 import h5py
 import numpy as np
-from h5py import h5a, h5d, h5f, h5g, h5l, h5o, h5s, h5t, h5z
+from h5py import h5a, h5d, h5f, h5g, h5l, h5o, h5p, h5s, h5t, h5z
 
 from fastassign.catalog import policy
 from fastassign.catalog.file import WeightFile
 from fastassign.catalog.records import Contents, Extent, Refusal, TensorRecord
-from fastassign.errors import FastAssignError, Malformed, Refused, Truncated
+from fastassign.errors import Changed, FastAssignError, Malformed, Refused, Truncated
 
 # The attributes that the Keras layouts are made of; long lists are split into layer_names0, layer_names1, ...
 _TEXT_ATTRIBUTE = re.compile(r"(?:layer_names|weight_names)\d*|keras_version|backend|name")
@@ -157,7 +157,7 @@ def _check_same_file(file: WeightFile, handle: Any) -> None:
     status = os.fstat(handle.get_vfd_handle())
     if (status.st_dev, status.st_ino) != (file.identity.device, file.identity.inode):
         handle.close()
-        raise Malformed(f"{file.path} was replaced by another file while it was being opened", file=file.path)
+        raise Changed(f"{file.path} was replaced by another file while it was being opened", file=file.path)
 
 
 @contextmanager
@@ -188,17 +188,39 @@ class _Walk:
         self._refusals: dict[str, Refusal] = {}
         self._texts: dict[tuple[str, str], tuple[str, ...]] = {}
         self._dtypes: list[tuple[Any, str, bool]] = []
-        self._seen: set[int] = set()
+        # Groups as (file, address): all that were met by hard links, and those from the root to the current one.
+        self._seen: set[tuple[int, int]] = set()
+        self._way: list[tuple[int, int]] = []
         self._links = self._text_bytes = 0
+        self._access = h5p.create(h5p.LINK_ACCESS)
+        if "external-link" not in allow:
+            # A soft link that is allowed may lead to an external one, which libhdf5 would follow by itself.
+            self._access.set_nlinks(1)
 
     def run(self, handle: Any) -> Contents:
-        self._group(h5g.open(handle, b"/"), "", 0)
+        self._enter(h5g.open(handle, b"/"), "", h5l.TYPE_HARD)
         return Contents(records=self._records, groups=self._groups, refusals=self._refusals, texts=self._texts)
 
-    def _group(self, group: Any, path: str, depth: int) -> None:
-        if depth > self._limits.max_depth:
+    def _enter(self, group: Any, path: str, way: int) -> None:
+        """Walk a group, unless it was met before; ``way`` is the least direct kind of link that led here."""
+        info = h5o.get_info(group)
+        place = info.fileno, info.addr
+        if place in self._way:
+            self._refuse(path, "group-cycle", f"group {path} holds itself")
+            return
+        if way == h5l.TYPE_HARD:
+            if place in self._seen and not self._allowed(
+                path, "overlap", f"group {path} is a second name of a group that was already met"
+            ):
+                return
+            self._seen.add(place)
+        self._way.append(place)
+        self._group(group, path, way)
+        self._way.pop()
+
+    def _group(self, group: Any, path: str, way: int) -> None:
+        if len(self._way) - 1 > self._limits.max_depth:
             raise self._over("max_depth", f"groups are nested more than {self._limits.max_depth} deep at {path}")
-        self._seen.add(h5o.get_info(group).addr)
         self._read_texts(group, path)
         links: list[tuple[bytes, int]] = []
         group.links.iterate(lambda name, info: links.append((name, info.type)), info=True)
@@ -209,21 +231,18 @@ class _Walk:
         for name, kind in links:
             key = f"{path}/{name.decode()}" if path else name.decode()
             if self._follow(key, kind):
-                self._object(group, name, key, depth)
+                self._object(group, name, key, max(way, kind))  # hard, soft, external: in this order
 
-    def _object(self, group: Any, name: bytes, key: str, depth: int) -> None:
+    def _object(self, group: Any, name: bytes, key: str, way: int) -> None:
         try:
-            child = h5o.open(group, name)
+            child = h5o.open(group, name, self._access)
         except (KeyError, OSError, RuntimeError, TypeError) as error:
             self._refuse(key, "dangling-link", f"{key} can't be opened: {error}")
             return
         if isinstance(child, h5d.DatasetID):
-            self._dataset(child, key)
+            self._dataset(child, key, way)
         elif isinstance(child, h5g.GroupID):
-            if h5o.get_info(child).addr in self._seen:
-                self._refuse(key, "group-alias", f"group {key} is a second name of a group that was already met")
-            else:
-                self._group(child, key, depth + 1)
+            self._enter(child, key, way)
 
     def _follow(self, key: str, kind: int) -> bool:
         if kind == h5l.TYPE_HARD:
@@ -235,7 +254,7 @@ class _Walk:
         self._refuse(key, policy.USER_LINK_RULE, f"{key} is a link of the user-defined class {kind}")
         return False
 
-    def _dataset(self, dataset: Any, key: str) -> None:
+    def _dataset(self, dataset: Any, key: str, way: int) -> None:
         dtype = self._dtype(dataset, key)
         shape = dataset.shape
         if dtype is None or shape is None:
@@ -247,11 +266,14 @@ class _Walk:
         if record.nbytes == 0:
             self._records[key] = record
             return
-        offset = dataset.get_offset() if plain else None
+        creation = dataset.get_create_plist()
+        # Offsets count in the dataset's own file; and one with external storage may have an address all the same.
+        here = plain and way != h5l.TYPE_EXTERNAL and not creation.get_external_count()
+        offset = dataset.get_offset() if here else None
         if offset is not None and dataset.get_storage_size() == record.nbytes:
             self._contiguous(record, self._base + offset)
         else:
-            self._decoded(dataset, record)
+            self._decoded(dataset, creation, record)
 
     def _contiguous(self, record: TensorRecord, offset: int) -> None:
         if offset < self._base or offset + record.nbytes > self._end:
@@ -265,8 +287,7 @@ class _Walk:
         extents = (Extent(offset, record.nbytes),)
         self._records[record.key] = TensorRecord(record.key, record.shape, record.dtype, "raw", extents)
 
-    def _decoded(self, dataset: Any, record: TensorRecord) -> None:
-        creation = dataset.get_create_plist()
+    def _decoded(self, dataset: Any, creation: Any, record: TensorRecord) -> None:
         layout, key = creation.get_layout(), record.key
         if creation.get_external_count() and not self._allowed(
             key, "external-storage", f"Not allowed: H5 file with external Dataset: {key}"
@@ -302,7 +323,14 @@ class _Walk:
         for known, name, plain in self._dtypes:
             if kind.equal(known):
                 return (self._opaque_name(dataset) if name == "|V2" else name), plain
-        numeric = kind.dtype
+        try:
+            numeric = kind.dtype
+        except (TypeError, ValueError) as error:
+            self._refuse(key, policy.DTYPE_RULE, f"dataset {key} has a dtype that numpy lacks: {error}")
+            return None
+        if isinstance(kind, h5t.TypeBitfieldID):
+            self._refuse(key, policy.DTYPE_RULE, f"dataset {key} holds bit fields, which no weight can be")
+            return None
         if numeric.kind in _NUMERIC_KINDS and numeric.itemsize <= 16 and not self._is_enum(kind, numeric):
             name = numeric.str
         elif isinstance(kind, h5t.TypeOpaqueID) and numeric.itemsize in {1, 2}:

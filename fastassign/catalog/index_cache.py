@@ -11,7 +11,10 @@ may be deleted at any time.
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
+import stat
 import tempfile
 import time
 import zlib
@@ -28,6 +31,12 @@ FORMAT = 1
 
 # Entries kept; a weight file of 1,000 tensors has an entry of about 60 kB.
 MAX_ENTRIES = 256
+
+# A file of 1,000,000 tensors has an entry of about 100 MB.
+MAX_ENTRY_BYTES = 256 << 20
+
+_ENTRY_NAME = re.compile(r"[0-9a-f]+(?:-[0-9a-f]+){4}\.json")
+_DTYPE = re.compile(r"\|[biu]1|[<>][iu][248]|[<>]f(?:2|4|8|16)|[<>]c(?:8|16)|\|V[12]|bfloat16")
 
 # A file written to twice within one tick of the file system's clock keeps its times. Linux ticks at 10 ms at
 # the slowest; file systems that store whole seconds show it by their zeros.
@@ -52,16 +61,17 @@ def load(identity: Identity) -> Index | None:
     if place is None:
         return None
     try:
-        descriptor = os.open(_entry(place, identity), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(_entry(place, identity), flags)
     except OSError:
         return None
     with os.fdopen(descriptor, "rb") as entry:
-        if os.fstat(descriptor).st_uid != os.geteuid():
+        if not _is_ours(os.fstat(descriptor)):
             return None
         stored = entry.read()
     try:
         return _decode(stored, identity)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError):
         return None
 
 
@@ -78,12 +88,25 @@ def store(identity: Identity, index: Index) -> bool:
     try:
         place.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.NamedTemporaryFile(dir=place, prefix=".new-", delete=False) as new:
-            new.write(_encode(identity, index))
-        os.replace(new.name, entry)
-        _prune(place, entry)
+            try:
+                new.write(_encode(identity, index))
+                new.flush()
+                os.replace(new.name, entry)
+            except BaseException:
+                os.unlink(new.name)
+                raise
     except OSError:
         return False
+    with suppress(OSError):
+        _prune(place, entry)
     return True
+
+
+def _is_ours(status: os.stat_result) -> bool:
+    """Whether nobody else can have written an entry."""
+    writable = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    own = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not writable
+    return own and status.st_size <= MAX_ENTRY_BYTES
 
 
 def _is_racy(identity: Identity) -> bool:
@@ -101,6 +124,8 @@ def _prune(place: Path, newest: Path) -> None:
     same_file = "-".join(newest.name.split("-")[:2]) + "-"
     entries = []
     for path in place.glob("*.json"):
+        if not _ENTRY_NAME.fullmatch(path.name):  # the folder may be one that others use too
+            continue
         if path != newest and path.name.startswith(same_file):
             path.unlink(missing_ok=True)
             continue
@@ -137,7 +162,7 @@ def _decode(stored: bytes, identity: Identity) -> Index | None:
     checksum, _, body = stored.partition(b"\n")
     if int(checksum, 16) != zlib.crc32(body):
         return None
-    data = json.loads(body)
+    data = json.loads(body, parse_float=_reject, parse_constant=_reject)
     if data["format"] != FORMAT or tuple(data["identity"]) != astuple(identity):
         return None
     base, size = int(data["base"]), int(data["size"])
@@ -148,30 +173,45 @@ def _decode(stored: bytes, identity: Identity) -> Index | None:
         return None
     contents = Contents(
         records=records,
-        groups={path: tuple(names) for path, names in data["groups"].items()},
+        groups={path: _strings(names) for path, names in data["groups"].items()},
         refusals={key: Refusal(key, rule, message, option) for key, rule, message, option in data["refusals"]},
-        texts={(path, name): tuple(values) for path, name, values in data["texts"]},
+        texts={(path, name): _strings(values) for path, name, values in data["texts"]},
     )
+    _strings(contents.refusals)
     return Index(base=base, size=size, contents=contents)
+
+
+def _reject(number: str) -> None:
+    raise ValueError(f"an index has no number like {number}")
+
+
+def _strings(values: Any) -> tuple[str, ...]:
+    """Return strings as a tuple; anything else raises TypeError."""
+    "".join(values)
+    return tuple(values)
 
 
 def _records(data: dict[str, Any], base: int, end: int) -> dict[str, TensorRecord] | None:
     records = {}
     details = data["details"]
-    itemsizes = {dtype: itemsize_of(dtype) for dtype in set(data["dtypes"])}
-    columns = zip(data["keys"], data["shapes"], data["dtypes"], data["offsets"], strict=True)
-    for key, dims, dtype, offset in columns:
-        shape = tuple(dims)
+    dtypes = set(data["dtypes"])
+    if not all(map(_DTYPE.fullmatch, dtypes)):
+        return None
+    itemsizes = {dtype: itemsize_of(dtype) for dtype in dtypes}
+    _strings(data["keys"])
+    _strings(details.values())
+    shapes = [tuple(dims) for dims in data["shapes"]]
+    if any(not isinstance(length, int) or length < 0 for shape in set(shapes) for length in shape):
+        return None
+    for key, shape, dtype, offset in zip(data["keys"], shapes, data["dtypes"], data["offsets"], strict=True):
         if key in details:
             records[key] = TensorRecord(key, shape, dtype, "library", (), details[key])
             continue
-        nbytes = itemsizes[dtype]
-        for length in shape:
-            nbytes *= length
+        nbytes = itemsizes[dtype] * math.prod(shape)
         if nbytes == 0:
             records[key] = TensorRecord(key, shape, dtype)
             continue
-        if offset < base or nbytes < 0 or offset + nbytes > end:
+        if offset < base or offset + nbytes > end:
             return None
         records[key] = TensorRecord(key, shape, dtype, "raw", (Extent(offset, nbytes),))
     return records

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fastassign.catalog import policy
 from fastassign.catalog.records import Contents
 
 WHOLE_MODEL_GROUP = "model_weights"
@@ -60,16 +61,26 @@ def is_legacy(contents: Contents) -> bool:
 
 
 def read_layout(contents: Contents) -> LegacyLayout:
-    """Read the layout; a file of another kind gives one without layers, as stock sees it."""
+    """Read the layout; a file of another kind gives one without layers, as stock sees it.
+
+    Raises
+    ------
+    Refused
+        The policy does not allow to follow the path to the group of all layers.
+    """
     root = ""
-    if ("", "layer_names") not in contents.texts and WHOLE_MODEL_GROUP in contents.groups:
-        root = WHOLE_MODEL_GROUP
+    if ("", "layer_names") not in contents.texts:
+        if WHOLE_MODEL_GROUP in contents.refusals:
+            raise policy.refused(contents.refusals[WHOLE_MODEL_GROUP])
+        if WHOLE_MODEL_GROUP in contents.groups:
+            root = WHOLE_MODEL_GROUP
     top = _join(root, TOP_LEVEL_GROUP)
+    has_top = top in contents.groups or top in contents.refusals
     version = contents.texts.get((root, "keras_version"), ("1",))
     backend = contents.texts.get((root, "backend"), ())
     return LegacyLayout(
         layers=tuple(_layer(contents, root, name) for name in _names(contents, root, "layer_names")),
-        top_level=_layer(contents, root, TOP_LEVEL_GROUP) if top in contents.groups else None,
+        top_level=_layer(contents, root, TOP_LEVEL_GROUP) if has_top else None,
         keras_version=version[0] if version else "1",
         backend=backend[0] if backend else None,
     )
@@ -77,6 +88,9 @@ def read_layout(contents: Contents) -> LegacyLayout:
 
 def _layer(contents: Contents, root: str, name: str) -> SavedLayer:
     group = _join(root, name)
+    if contents.refusal_on(group) is not None:
+        # A weight that may not be read either: whoever asks for it is told why.
+        return SavedLayer(name=name, weights=(("", group),))
     names = _names(contents, group, "weight_names")
     return SavedLayer(name=name, weights=tuple((weight, f"{group}/{weight}") for weight in names))
 

@@ -7,6 +7,7 @@ chain of attributes and containers that Keras' own walk takes from the model to 
 
 from __future__ import annotations
 
+from fastassign.catalog import policy
 from fastassign.catalog.records import Contents
 
 # TensorFlow 2.12 and 2.13 wrote this in place of "layers"; Keras 3 still reads it, tf_keras does not.
@@ -45,7 +46,16 @@ class VariableGroups:
         return None
 
     def names(self, group: str) -> tuple[str, ...]:
-        """Return the names in a group of variables, in no particular order."""
+        """Return the names in a group of variables, in no particular order.
+
+        Raises
+        ------
+        Refused
+            The policy does not allow to follow the path.
+        """
+        refusal = self._contents.refusal_on(group)
+        if refusal is not None:
+            raise policy.refused(refusal)
         return self._contents.groups.get(group, ())
 
     def has_path(self, path: str) -> bool:

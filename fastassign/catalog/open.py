@@ -9,11 +9,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fastassign.catalog import classic, index_cache, keras_legacy, keras_v3
+from fastassign.catalog import classic, index_cache, keras_legacy, keras_v3, policy
 from fastassign.catalog.file import Identity, WeightFile
 from fastassign.catalog.policy import Limits
 from fastassign.catalog.records import Contents, Index, TensorRecord
-from fastassign.errors import Changed, Refused
+from fastassign.errors import Changed
+
+_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 Layout = Literal["legacy", "keras3", "other"]
 
@@ -166,7 +168,7 @@ class Catalog(Mapping[str, CatalogEntry]):
         found = self.contents.records.get(key)
         refusal = self.contents.refusal_on(key) if found is None else None
         if refusal is not None:
-            raise Refused(refusal.message, rule=refusal.rule, option=refusal.option, file=self.path, tensor=refusal.key)
+            raise policy.refused(refusal, self.path)
         return found
 
     def open(self) -> WeightFile:
@@ -252,12 +254,13 @@ def open_catalog(
         See ``fastassign.errors``.
     """
     limits = limits or Limits()
-    use_cache = use_cache and not allow
+    # A cached index was made under the default policy and limits.
+    use_cache = use_cache and not allow and limits == Limits()
     with WeightFile(path) as file:
         index = index_cache.load(file.identity) if use_cache else None
         if index is not None:
             return Catalog(file.path, file.identity, index, cached=True)
-        if file.read_some(0, 4) == b"PK\x03\x04":
+        if _is_archive(file):
             from fastassign.catalog import archive
 
             span = archive.locate(file)
@@ -270,6 +273,20 @@ def open_catalog(
         if use_cache:
             index_cache.store(file.identity, index)
         return Catalog(file.path, file.identity, index)
+
+
+def _is_archive(file: WeightFile) -> bool:
+    """Whether the weights stand in a zip archive: as in Keras, never in a file that is called ``.h5``."""
+    if file.path.name.endswith((".h5", ".hdf5")):
+        return False
+    head = file.read_some(0, len(_HDF5_SIGNATURE))
+    if head.startswith(b"PK\x03\x04"):
+        return True
+    if head == _HDF5_SIGNATURE or not file.path.name.endswith(".keras"):
+        return False
+    from fastassign.catalog import archive
+
+    return archive.is_archive(file)  # something stands before the archive, which zip allows
 
 
 def _inflated(file: WeightFile, limits: Limits, allow: frozenset[str], max_bytes: int) -> Catalog:

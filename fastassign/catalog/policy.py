@@ -11,9 +11,11 @@ Not here: whether a tensor fits its variable. That check (shape equality, before
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from fastassign.catalog.records import Refusal
+from fastassign.errors import Refused
 
 # Each rule and what it keeps out. Names are stable: users write them in ``LoadOptions(allow={...})``.
 RULES: dict[str, str] = {
@@ -23,7 +25,7 @@ RULES: dict[str, str] = {
     "virtual-dataset": "a dataset assembled from other datasets or files",
     "filter": "a compression filter other than gzip, shuffle and fletcher32",
     "expansion": "a dataset that declares far more bytes than the file stores for it",
-    "overlap": "two datasets that share bytes of the file",
+    "overlap": "two datasets that share bytes of the file, or a second name of a group",
 }
 
 # Links of a user-defined class run a plugin's code to be resolved: nothing allows them.
@@ -66,6 +68,11 @@ def option_for(rule: str) -> str:
 def refusal(key: str, rule: str, message: str) -> Refusal:
     """Make the refusal of one path; the option is named where one exists."""
     return Refusal(key=key, rule=rule, message=message, option=option_for(rule) if rule in RULES else None)
+
+
+def refused(refusal: Refusal, file: str | os.PathLike[str] | None = None) -> Refused:
+    """Make the error for a load that needs what was refused."""
+    return Refused(refusal.message, rule=refusal.rule, option=refusal.option, file=file, tensor=refusal.key)
 
 
 def exceeds_expansion(declared: int, stored: int) -> bool:

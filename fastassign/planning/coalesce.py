@@ -1,13 +1,14 @@
 """From tensors in a file to few large reads.
 
 Pure arithmetic: tensors sorted by where they stand, cut into batches that are allocated and assigned together,
-and each batch into reads that fill many buffers at once (``preadv``).
+and each batch into reads that fill many buffers at once (``preadv``). Named tuples, because a plan of 5,000 tensors
+makes 10,000 of them and a frozen dataclass takes three times as long to make.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fastassign.catalog.records import Extent
 
@@ -18,8 +19,7 @@ MAX_PIECES = 1000
 GAP = -1
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """One extent to read: ``owner`` says whose buffer it fills, from the buffer's byte ``start`` on."""
 
     owner: int
@@ -27,8 +27,7 @@ class Span:
     start: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """Consecutive bytes of a read that go to one buffer; ``owner`` is ``GAP`` for bytes nobody wants."""
 
     owner: int
@@ -36,8 +35,7 @@ class Piece:
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Read:
+class Read(NamedTuple):
     """One system call: ``nbytes`` from ``offset``, scattered over the pieces in order."""
 
     offset: int
@@ -45,26 +43,29 @@ class Read:
     pieces: tuple[Piece, ...]
 
 
-def split_batches(spans: Sequence[Span], *, batch_bytes: int) -> Iterator[list[Span]]:
-    """Cut spans into batches of about ``batch_bytes``, in the order of the file.
+def split_batches(sizes: Sequence[int], *, batch_bytes: int) -> Iterator[range]:
+    """Cut a sequence of tensors into batches of about ``batch_bytes``.
 
     Parameters
     ----------
-    spans : sequence of Span
-        In any order.
+    sizes : sequence of int
+        Bytes of each tensor.
     batch_bytes : int
-        The most bytes in a batch; a larger span gets a batch of its own.
+        The most bytes in a batch; a larger tensor gets a batch of its own.
+
+    Yields
+    ------
+    range
+        Positions of the tensors of one batch.
     """
-    batch: list[Span] = []
-    filled = 0
-    for span in sorted(spans, key=_offset):
-        if batch and filled + span.extent.nbytes > batch_bytes:
-            yield batch
-            batch, filled = [], 0
-        batch.append(span)
-        filled += span.extent.nbytes
-    if batch:
-        yield batch
+    first = filled = 0
+    for position, size in enumerate(sizes):
+        if position > first and filled + size > batch_bytes:
+            yield range(first, position)
+            first, filled = position, 0
+        filled += size
+    if first < len(sizes):
+        yield range(first, len(sizes))
 
 
 def coalesce(spans: Sequence[Span], *, read_bytes: int, gap_bytes: int) -> list[Read]:
@@ -120,7 +121,3 @@ def overlapping(extents: Sequence[tuple[Extent, str]]) -> tuple[str, str] | None
         if extent.offset + extent.nbytes > last_end:
             last_end, last_key = extent.offset + extent.nbytes, key
     return None
-
-
-def _offset(span: Span) -> int:
-    return span.extent.offset

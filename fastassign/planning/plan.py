@@ -243,40 +243,40 @@ def route_of(assignment: Assignment, nbytes: int, options: LoadOptions) -> Route
 
 
 def _batches(assignments: Sequence[Assignment], options: LoadOptions, batch_bytes: int) -> list[Batch]:
-    spans, unread = [], []
-    for owner, assignment in enumerate(assignments):
-        record = assignment.record
-        if record.extents:
-            # Classic and library indexes give one extent per raw tensor; the sum of the starts keeps the rest open.
-            start = 0
-            for extent in record.extents:
-                spans.append(Span(owner, extent, start))
-                start += extent.nbytes
-        else:
-            unread.append(assignment)
+    stored = sorted((a for a in assignments if a.record.extents), key=lambda a: a.record.extents[0].offset)
+    sizes = [assignment.record.nbytes for assignment in stored]
     batches = []
-    for group in split_batches(spans, batch_bytes=batch_bytes):
-        owners = list(dict.fromkeys(span.owner for span in group))
-        position = {owner: i for i, owner in enumerate(owners)}
-        local = [Span(position[span.owner], span.extent, span.start) for span in group]
-        reads = coalesce(local, read_bytes=options.read_bytes, gap_bytes=options.gap_bytes)
-        batches.append(_batch([assignments[owner] for owner in owners], reads, options))
+    for positions in split_batches(sizes, batch_bytes=batch_bytes):
+        members = stored[positions.start : positions.stop]
+        reads = coalesce(_spans(members), read_bytes=options.read_bytes, gap_bytes=options.gap_bytes)
+        batches.append(_batch(members, sizes[positions.start : positions.stop], reads, options))
     # Tensors that h5py decodes, and those without elements, are read one by one.
-    batches += [_batch([assignment], [], options) for assignment in unread]
+    unread = [assignment for assignment in assignments if not assignment.record.extents]
+    batches += [_batch([assignment], [assignment.record.nbytes], [], options) for assignment in unread]
     return batches
 
 
-def _batch(assignments: Sequence[Assignment], reads: Sequence[Read], options: LoadOptions) -> Batch:
+def _spans(assignments: Sequence[Assignment]) -> list[Span]:
+    spans = []
+    for owner, assignment in enumerate(assignments):
+        start = 0
+        for extent in assignment.record.extents:
+            spans.append(Span(owner, extent, start))
+            start += extent.nbytes
+    return sorted(spans, key=lambda span: span.extent.offset)
+
+
+def _batch(
+    assignments: Sequence[Assignment], sizes: Sequence[int], reads: Sequence[Read], options: LoadOptions
+) -> Batch:
     placements = []
-    arena = total = 0
-    for assignment in assignments:
-        nbytes = assignment.record.nbytes
+    arena = 0
+    for assignment, nbytes in zip(assignments, sizes, strict=True):
         route = route_of(assignment, nbytes, options)
         placements.append(Placement(assignment, route, nbytes, arena))
-        total += nbytes
         if route == "arena":
             arena += -(-nbytes // ALIGNMENT) * ALIGNMENT
-    return Batch(tuple(placements), tuple(reads), arena, total)
+    return Batch(tuple(placements), tuple(reads), arena, sum(sizes))
 
 
 def _staging(batches: Sequence[Batch], window: int, *, atomic: bool) -> int:

@@ -51,10 +51,11 @@ _KERNEL_METHODS = frozenset(
 class _ClassKnowledge:
     """What is the same for all objects of one class."""
 
-    __slots__ = ("candidates", "kind", "method", "skip", "snake_case")
+    __slots__ = ("candidates", "has_layers_first", "kind", "method", "skip", "snake_case")
 
-    def __init__(self, cls: type, skip: frozenset[str]) -> None:
-        self.skip = skip
+    def __init__(self, cls: type, obj_type: str) -> None:
+        skip = self.skip = frozenset(_skipset(obj_type))
+        self.has_layers_first = obj_type in {"Sequential", "Functional"}
         self.snake_case = to_snake_case(cls.__name__)
         # Properties and other descriptors have to be evaluated on each object; plain functions never matter.
         self.candidates = frozenset(
@@ -190,12 +191,16 @@ class Keras3Targets:
         if not _WALK_IS_KNOWN or "__dir__" in type(obj).__dict__:
             yield from saving_lib._walk_saveable(obj)
             return
-        if obj._obj_type() in ("Sequential", "Functional"):
-            yield "layers", obj.layers
         knowledge = self._knowledge(obj)
-        skip, names = knowledge.skip, set(knowledge.candidates)
+        if knowledge.has_layers_first:
+            yield "layers", obj.layers
+        skip, names, known = knowledge.skip, set(knowledge.candidates), _node_kinds.get
         for name, value in vars(obj).items():
-            if name not in skip and node_kind(value) and not name.startswith("__"):
+            # Of the 60 attributes of a layer all but a few are of types that lead nowhere: they are told first.
+            kind = known(type(value))
+            if kind is None:
+                kind = node_kind(value)
+            if kind and name not in skip and not name.startswith("__"):
                 names.add(name)
         for name in sorted(names, key=saving_lib._name_key):
             try:
@@ -236,7 +241,7 @@ class Keras3Targets:
         cls = type(obj)
         found = self._classes.get(cls)
         if found is None:
-            found = _ClassKnowledge(cls, frozenset(_skipset(obj._obj_type())))
+            found = _ClassKnowledge(cls, obj._obj_type())
             self._classes[cls] = found
         return found
 
