@@ -1,10 +1,11 @@
 """How much memory a load takes beyond the model, measured in a process of its own.
 
-``python -m fastassign.benchmarks.peak G file.weights.h5 fastassign`` prints one line of JSON.
+``python -m fastassign.benchmarks.peak module:function file.weights.h5 fastassign`` prints one line of JSON.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -17,7 +18,7 @@ def peak_extra_bytes(model: str, path: Path, loader: str) -> dict[str, int]:
     Parameters
     ----------
     model : str
-        A key of ``benchmarks.models.MODELS``.
+        ``module:function`` of a function without arguments that builds the model.
     path : pathlib.Path
         The file.
     loader : {"stock", "fastassign"}
@@ -37,9 +38,9 @@ def peak_extra_bytes(model: str, path: Path, loader: str) -> dict[str, int]:
 
 def _measure(name: str, path: str, loader: str) -> dict[str, int]:
     import fastassign
-    from fastassign.benchmarks.models import MODELS
 
-    model = MODELS[name]()
+    module, _, function = name.partition(":")
+    model = getattr(importlib.import_module(module), function)()
     planned = 0
     if loader == "fastassign":
         planned = fastassign.plan(model, path).staging_bytes
