@@ -22,6 +22,8 @@ _EMPTY_DTYPES = frozenset(
 
 # Below this, clearing the copy-on-read mark of a variable costs more than the copy that it saves.
 _COPY_ON_READ_BYTES = 1 << 20
+# Lookups are made in matrices; a variable of another rank that is marked costs one copy more, nothing else.
+_LOOKUP_RANK = 2
 
 
 @cache
@@ -87,7 +89,7 @@ def assign(resource: Any, value: Any, nbytes: int) -> None:
         Its size.
     """
     handle = resource.handle
-    if nbytes >= _COPY_ON_READ_BYTES:
+    if nbytes >= _COPY_ON_READ_BYTES and resource.shape.rank == _LOOKUP_RANK:
         # A gather (every embedding lookup) marks its variable so that each assignment is copied.
         tf.raw_ops.DisableCopyOnRead(resource=handle)
     tf.raw_ops.AssignVariableOp(resource=handle, value=value, validate_shape=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any, Literal
 
 import keras
@@ -54,7 +55,7 @@ class _ClassKnowledge:
     __slots__ = ("candidates", "has_layers_first", "kind", "method", "skip", "snake_case")
 
     def __init__(self, cls: type, obj_type: str) -> None:
-        skip = self.skip = frozenset(_skipset(obj_type))
+        skip = self.skip = _skipset(obj_type)
         self.has_layers_first = obj_type in {"Sequential", "Functional"}
         self.snake_case = to_snake_case(cls.__name__)
         # Properties and other descriptors have to be evaluated on each object; plain functions never matter.
@@ -158,7 +159,7 @@ class Keras3Targets:
             variable = getattr(layer, f"_{name}" if name in {"kernel", "embeddings"} else name, None)
             if variable is None and name == "bias":
                 continue
-            if not isinstance(variable, keras.Variable):
+            if not hasattr(variable, "_value"):
                 return OwnVariables("hook")
             variables.append(self.target(variable))
         return OwnVariables("listed", tuple(variables), expected)
@@ -188,7 +189,7 @@ class Keras3Targets:
 
     def children(self, obj: Any) -> Iterator[tuple[str, Any]]:
         """Yield attribute name and value of all that Keras' walk would descend into."""
-        if not _WALK_IS_KNOWN or "__dir__" in type(obj).__dict__:
+        if type(obj).__dir__ is not object.__dir__:
             yield from saving_lib._walk_saveable(obj)
             return
         knowledge = self._knowledge(obj)
@@ -268,16 +269,14 @@ class _Count:
         return range(self._count)
 
 
-# The walk above mirrors this one; a Keras without it (before 3.6) is walked by its own.
-_WALK_IS_KNOWN = all(hasattr(saving_lib, name) for name in ("_walk_saveable", "_name_key", "get_attr_skipset"))
-_skipsets: dict[str, set[str]] = {}
+# Called get_attr_skiplist before Keras 3.6.
+_get_skipset = getattr(saving_lib, "get_attr_skipset", None) or saving_lib.get_attr_skiplist
 
 
-def _skipset(obj_type: str) -> set[str]:
+@cache
+def _skipset(obj_type: str) -> frozenset[str]:
     # Keras builds a throw-away object per call; one call per kind of object and process is enough.
-    if obj_type not in _skipsets:
-        _skipsets[obj_type] = saving_lib.get_attr_skipset(obj_type)
-    return _skipsets[obj_type]
+    return frozenset(_get_skipset(obj_type))
 
 
 # What the walk does with values of a type: asked 60 times per object, answered once per type.

@@ -25,11 +25,6 @@ _UNBUILT_SUBCLASS = (
     "subclassed Model which has not created its variables yet. "
     "Call the Model first, then load the weights."
 )
-_UNBUILT = (
-    "You are loading weights into a model that has not yet been built. "
-    "Try building the model first by calling it on some data or "
-    "by using `build()`."
-)
 
 _LAYER_METHOD = base_layer.Layer.load_own_variables
 _OPTIMIZER_METHOD = optimizers._BaseOptimizer.load_own_variables
@@ -55,18 +50,11 @@ class TfKerasTargets:
         self._targets: dict[int, Target] = {}
 
     def check_built(self, layout: Literal["legacy", "keras3"]) -> None:
-        """Raise stock's error for a model that has no variables yet.
-
-        For a subclassed model and a Keras 3 file stock loads nothing and says nothing (facts: bug B10); here
-        that is an error too.
-        """
-        model = self.model
+        """Raise stock's error for a model that has no variables yet; for Keras 3 files stock has none."""
         if layout == "legacy":
-            if not getattr(model, "_is_graph_network", False) and not model.built:
+            if not getattr(self.model, "_is_graph_network", False) and not self.model.built:
                 raise Mismatch(_UNBUILT_SUBCLASS)
-            model._assert_weights_created()
-        elif not model.built and not getattr(model, "_is_graph_network", False) and not _is_sequential(model):
-            raise Mismatch(_UNBUILT)
+            self.model._assert_weights_created()
 
     # Legacy files.
 
@@ -135,7 +123,10 @@ class TfKerasTargets:
 
     def all_targets(self, layout: Literal["legacy", "keras3"]) -> Iterator[Target]:  # noqa: ARG002 - the same for both
         """Yield every weight of the model."""
-        return map(self.target, self.model.weights)
+        try:
+            return map(self.target, self.model.weights)
+        except ValueError:  # an unbuilt model has no list of weights, not even an empty one
+            return iter(())
 
     def target(self, variable: Any) -> Target:
         """Return the target of a variable; the same object for the same variable."""
@@ -165,7 +156,3 @@ class TfKerasTargets:
             return list(hdf5_format.preprocess_weights_for_loading(layer, values, version, backend))
         except (ValueError, AssertionError, IndexError) as error:
             raise Mismatch(str(error)) from error
-
-
-def _is_sequential(model: Any) -> bool:
-    return isinstance(model, tf_keras.Sequential)
