@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import os
@@ -14,6 +15,7 @@ import typer
 
 import fastassign
 from fastassign.errors import FastAssignError, Mismatch
+from fastassign.targets.discover import check_tensorflow
 
 app = typer.Typer(
     help="Loads Keras weight files (HDF5) into TensorFlow variables at the speed of the hardware.",
@@ -81,6 +83,7 @@ def bench(
     from the page cache. Seconds are medians; on a noisy machine only the ratios mean anything.
     """
     _quiet_tensorflow()
+    check_tensorflow()
     from fastassign.benchmarks.suite import HEAD, MEMORY_HEAD, run_suite
 
     with tempfile.TemporaryDirectory(dir=folder, prefix="fastassign-bench-") as place:
@@ -106,6 +109,7 @@ def doctor() -> None:
 def demo() -> None:
     """Build a model, save it with stock Keras, load it with stock and with fastassign, compare, and time both."""
     _quiet_tensorflow()
+    check_tensorflow()
     from fastassign.benchmarks.compare import HEAD, compare
     from fastassign.benchmarks.models import demo_model
 
@@ -119,6 +123,7 @@ def demo() -> None:
             (model.save_weights if name.endswith(".weights.h5") else model.save)(path)
             comparisons.append(compare(name, model, path, repeats=3, tell=_say))
         report = fastassign.load_weights(model, path)
+    report = dataclasses.replace(report, limit_gbps=report.nbytes / comparisons[-1].fresh_limit / 1e9)
     _say("every variable is equal, bit for bit, to what Keras loads")
     _table("Seconds to load, page cache warm (medians of 3)", HEAD, [c.row for c in comparisons], right=set())
     print(report)
@@ -148,6 +153,7 @@ def _quiet_tensorflow() -> None:
 
 
 def _model(source: str) -> Any:
+    check_tensorflow()
     if source.endswith(".keras"):
         import keras
 

@@ -158,5 +158,9 @@ class Unsupported(FastAssignError, NotImplementedError):
     """The request is valid, but fastassign does not cover it (yet)."""
 
 
+class NoTensorFlow(FastAssignError, ImportError):
+    """TensorFlow, or the Keras that a model needs, is not installed."""
+
+
 class Cancelled(FastAssignError, RuntimeError):
     """The load was stopped on request before it was complete."""

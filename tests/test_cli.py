@@ -74,6 +74,19 @@ def test_inspect_needs_no_tensorflow(saved):
     assert "layers/dense/vars/0" in done.stdout
 
 
+@pytest.mark.parametrize("command", [["plan", "x.h5", "--model", "m.keras"], ["demo"], ["bench"]])
+def test_without_tensorflow_it_says_what_to_install(command):
+    code = (
+        "import sys; sys.modules['tensorflow'] = None\n"
+        f"sys.argv = ['fastassign', *{command!r}]\n"
+        "from fastassign.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "pip install fastassign[tensorflow]" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("name", ["missing.h5", "text.h5", "folder.h5"])
 def test_a_bad_file_is_one_clear_line(tmp_path, run_main, name):
     (tmp_path / "text.h5").write_text("not HDF5")

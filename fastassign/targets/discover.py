@@ -4,8 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastassign.errors import Unsupported
+from fastassign.errors import NoTensorFlow, Unsupported
 from fastassign.targets.target import ModelTargets
+
+
+def check_tensorflow() -> None:
+    """Raise an error that says what to install where TensorFlow can't be imported.
+
+    Raises
+    ------
+    NoTensorFlow
+        TensorFlow is not installed, or broken.
+    """
+    try:
+        import tensorflow  # noqa: F401
+    except ImportError as error:
+        raise NoTensorFlow(
+            f"fastassign loads into TensorFlow variables, and TensorFlow can't be imported: {error}",
+            hint="pip install fastassign[tensorflow], or fastassign[tensorflow-cpu]; inspect works without",
+        ) from error
 
 
 def discover(model: Any) -> ModelTargets:
@@ -20,10 +37,14 @@ def discover(model: Any) -> ModelTargets:
     ------
     Unsupported
         The model is of another kind, or TensorFlow is in graph mode.
+    NoTensorFlow
+        TensorFlow is not installed.
     TypeError
         The argument is not a model at all.
     """
     modules = {base.__module__.split(".")[0] for base in type(model).__mro__}
+    if modules & {"keras", "tf_keras"}:
+        check_tensorflow()
     if "keras" in modules:
         from fastassign.targets.keras3 import Keras3Targets
         from fastassign.targets.variables import check_eager
