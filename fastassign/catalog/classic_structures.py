@@ -1,7 +1,7 @@
 """The structures of the classic HDF5 file format that lead to objects and strings.
 
 Superblock, symbol tables (a B-tree, its leaves, and a local heap with the names) and the global heap, each read
-through `Metadata`, which bounds what may be looked at. Whatever is unusual raises `NotClassic`.
+through `Metadata`, which bounds what may be looked at. Whatever is unusual raises `NotClassicError`.
 
 Section names in the docstrings are those of the *HDF5 File Format Specification*, version 3.0.
 Not here: the objects themselves (``classic``) and their messages (``classic_messages``).
@@ -14,7 +14,7 @@ from functools import lru_cache
 from struct import Struct
 from typing import NamedTuple
 
-from fastassign.catalog.classic_messages import NotClassic
+from fastassign.catalog.classic_messages import NotClassicError
 
 ReadAt = Callable[[int, int], bytes]
 
@@ -94,7 +94,7 @@ def locate_superblock(read: ReadAt, *, base: int, size: int) -> Superblock:
 
     Raises
     ------
-    NotClassic
+    NotClassicError
         There is none, or one of another version.
     """
     skipped = 0
@@ -103,17 +103,17 @@ def locate_superblock(read: ReadAt, *, base: int, size: int) -> Superblock:
         if raw.startswith(_SIGNATURE) and len(raw) == _SUPERBLOCK.size:
             return _decode_superblock(raw, base, size, skipped)
         skipped = 2 * skipped or 512  # the sizes that a user block may have
-    raise NotClassic
+    raise NotClassicError
 
 
 def _decode_superblock(raw: bytes, base: int, size: int, skipped: int) -> Superblock:
     *octets, leaf_k, inner_k, start, free_space, end, driver, root, cached = _SUPERBLOCK.unpack(raw)
     # Superblock, free space, root entry and shared messages in version 0; offsets and lengths of 8 bytes.
     if octets != [0, 0, 0, 0, 0, 8, 8, 0] or not leaf_k or not inner_k or cached > _CACHED_GROUP:
-        raise NotClassic
+        raise NotClassicError
     # The end of the file counts from the first byte of the user block, all other addresses from behind it.
     if start != skipped or not skipped <= end <= size or (free_space, driver) != (UNDEFINED, UNDEFINED):
-        raise NotClassic
+        raise NotClassicError
     return Superblock(base + skipped, end - skipped, root, 2 * leaf_k, 2 * inner_k)
 
 
@@ -143,7 +143,7 @@ class Metadata:
         """Return a buffer, and the position in it from which on the piece stands in full."""
         self._unaccounted -= nbytes
         if self._unaccounted < 0:
-            raise NotClassic
+            raise NotClassicError
         block = self._blocks.get(address >> _BLOCK_SHIFT)
         start = address & (_BLOCK_NBYTES - 1)
         if block is None or start + nbytes > len(block):
@@ -153,7 +153,7 @@ class Metadata:
     def _fetch(self, address: int, nbytes: int) -> tuple[bytes, int]:
         """Read the block that holds a piece, or the piece alone where it crosses the end of its block."""
         if address + nbytes > self._end or nbytes > MAX_PIECE:
-            raise NotClassic
+            raise NotClassicError
         index, start = divmod(address, _BLOCK_NBYTES)
         if start + nbytes > _BLOCK_NBYTES:
             return self._exactly(address, nbytes), 0
@@ -166,7 +166,7 @@ class Metadata:
     def _exactly(self, address: int, nbytes: int) -> bytes:
         piece = self._read(self._origin + address, nbytes)
         if len(piece) != nbytes:
-            raise NotClassic
+            raise NotClassicError
         return piece
 
 
@@ -204,7 +204,7 @@ class SymbolTables:
 
         Raises
         ------
-        NotClassic
+        NotClassicError
             For soft links, names that h5py could not look up, more links than allowed, or any inconsistency.
         """
         if local_heap == tree + self._tree_nbytes:
@@ -222,7 +222,7 @@ class SymbolTables:
             first, leaves = self._leaves(buffer, position)
         signature, version, nbytes, free, segment = heap_head
         if signature != b"HEAP" or version:
-            raise NotClassic
+            raise NotClassicError
         heap, origin = self._view(segment, nbytes)
         _check_free_blocks(heap, origin, nbytes, free)
         return self._links(heap, origin, nbytes, first, leaves)
@@ -242,7 +242,7 @@ class SymbolTables:
                 name = _name(heap, origin + offset, limit)
                 room -= len(name) + 1
                 if name <= last or room < 0 or cached > _CACHED_GROUP:
-                    raise NotClassic
+                    raise NotClassicError
                 names.append(name)
                 addresses.append(address)
                 last = name
@@ -250,10 +250,10 @@ class SymbolTables:
                 key = _name(heap, origin + bound, limit)
                 room -= len(key) + 1
                 if last > key or room < 0:
-                    raise NotClassic
+                    raise NotClassicError
                 last = key
         if b"." in names or b"/" in b"".join(names):  # these would change what a path means
-            raise NotClassic
+            raise NotClassicError
         return decoded(names), addresses
 
     def _symbols(self, leaf: int) -> Iterator[tuple[int, int, int]]:
@@ -261,10 +261,10 @@ class SymbolTables:
         buffer, position = self._view(leaf, self._symbols_nbytes)
         signature, version, count = _SYMBOLS.unpack_from(buffer, position)
         if signature != b"SNOD" or version != 1 or not 0 < count <= self._max_symbols:
-            raise NotClassic
+            raise NotClassicError
         self._links_left -= count
         if self._links_left < 0:
-            raise NotClassic
+            raise NotClassicError
         start = position + _SYMBOLS.size
         return _SYMBOL.iter_unpack(buffer[start : start + count * _SYMBOL.size])
 
@@ -281,10 +281,10 @@ class SymbolTables:
                 found, key, children = self._tree_node(buffer, position, left, right)
                 # The keys around a node are repeated in it, and each leaf leads to one link at least.
                 if (found, key) != (level, low) or not children or children[-1][1] != high:
-                    raise NotClassic
+                    raise NotClassicError
                 below += children
                 if len(below) > self._links_left:
-                    raise NotClassic
+                    raise NotClassicError
                 low, left = high, address
             nodes = below
         return first, nodes
@@ -293,9 +293,9 @@ class SymbolTables:
         """Decode level, leftmost key and children of a node ("Version 1 B-trees", node type 0)."""
         signature, kind, level, used, *siblings = _TREE.unpack_from(buffer, position)
         if (signature, kind, siblings) != (b"TREE", 0, [left, right]):
-            raise NotClassic
+            raise NotClassicError
         if level > _MAX_TREE_LEVEL or used > self._max_children:
-            raise NotClassic
+            raise NotClassicError
         entries = _tree_entries(used).unpack_from(buffer, position + _TREE.size)
         return level, entries[0], list(zip(entries[1::2], entries[2::2], strict=True))
 
@@ -324,7 +324,7 @@ class GlobalHeap:
 
         Raises
         ------
-        NotClassic
+        NotClassicError
             There is no such object, it is too large for a name, or the collection holds more than allowed.
         """
         if not nbytes and not collection:  # how an empty string is stored
@@ -334,7 +334,7 @@ class GlobalHeap:
             objects = self._collections[collection] = self._objects(collection)
         found = objects.get(index)
         if found is None or len(found) != nbytes:
-            raise NotClassic
+            raise NotClassicError
         return found
 
     def _objects(self, collection: int) -> dict[int, bytes]:
@@ -342,7 +342,7 @@ class GlobalHeap:
         buffer, position = self._view(collection, _COLLECTION.size)
         signature, version, size = _COLLECTION.unpack_from(buffer, position)
         if signature != b"GCOL" or version != 1 or size < _COLLECTION.size:
-            raise NotClassic
+            raise NotClassicError
         buffer, position = self._view(collection + _COLLECTION.size, size - _COLLECTION.size)
         end = position + size - _COLLECTION.size
         objects: dict[int, bytes] = {}
@@ -351,11 +351,11 @@ class GlobalHeap:
             index, nbytes = _HEAP_OBJECT.unpack_from(buffer, position)
             if not index:  # the free space, which is last; its size includes these 16 bytes
                 if position + nbytes != end:
-                    raise NotClassic
+                    raise NotClassicError
                 break
             position += _HEAP_OBJECT.size
             if index in objects or position + nbytes > end:
-                raise NotClassic
+                raise NotClassicError
             seen += 1
             if nbytes <= _MAX_STRING:
                 objects[index] = buffer[position : position + nbytes]
@@ -363,7 +363,7 @@ class GlobalHeap:
             position += (nbytes + 7) & ~7
         self._objects_left -= seen
         if self._objects_left < 0 or self._bytes_left < 0:
-            raise NotClassic
+            raise NotClassicError
         return objects
 
 
@@ -378,18 +378,18 @@ def _check_free_blocks(heap: bytes, origin: int, nbytes: int, free: int) -> None
     room = nbytes
     while free != _LAST_FREE:
         if free + _FREE_BLOCK.size > nbytes:
-            raise NotClassic
+            raise NotClassicError
         following, size = _FREE_BLOCK.unpack_from(heap, origin + free)
         room -= size
         if size < _FREE_BLOCK.size or free + size > nbytes or room < 0:
-            raise NotClassic
+            raise NotClassicError
         free = following
 
 
 def _name(heap: bytes, start: int, limit: int) -> bytes:
     end = heap.find(b"\0", start, limit)
     if end < 0:
-        raise NotClassic
+        raise NotClassicError
     return heap[start:end]
 
 
@@ -398,7 +398,7 @@ def decoded(encoded: list[bytes]) -> tuple[str, ...]:
 
     Raises
     ------
-    NotClassic
+    NotClassicError
         One of them is something else, or holds a NUL, at which h5py would cut it.
     """
     if not encoded:
@@ -406,7 +406,7 @@ def decoded(encoded: list[bytes]) -> tuple[str, ...]:
     try:
         texts = b"\0".join(encoded).decode().split("\0")
     except UnicodeDecodeError:
-        raise NotClassic from None
+        raise NotClassicError from None
     if len(texts) != len(encoded):
-        raise NotClassic
+        raise NotClassicError
     return tuple(texts)
