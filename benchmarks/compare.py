@@ -84,7 +84,12 @@ HEAD = (
 
 
 def compare(
-    case: str, model: Any, path: Path, *, repeats: int = 5, slow_repeats: int | None = None,
+    case: str,
+    model: Any,
+    path: Path,
+    *,
+    repeats: int = 5,
+    slow_repeats: int | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Comparison:
     """Measure one file; raise if the two loaders do not agree bit for bit.

@@ -78,7 +78,9 @@ def run_suite(
             memory[case] = {}
             for loader in ("stock", "fastassign"):
                 tell(f"{case}: peak memory of {loader}")
-                memory[case][loader] = peak_extra_bytes(f"{MODELS[case].__module__}:{MODELS[case].__name__}", paths[0], loader)
+                memory[case][loader] = peak_extra_bytes(
+                    f"{MODELS[case].__module__}:{MODELS[case].__name__}", paths[0], loader
+                )
         for path in paths:
             path.unlink()
     return Result(machine.describe(), comparisons, memory)

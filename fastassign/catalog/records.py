@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 # How the bytes of a tensor are stored. "raw": the extents, one after the other, are the array in C order,
 # little-endian, nothing else to do. "library": chunked, filtered, big-endian or never written; h5py reads it.
@@ -28,8 +28,7 @@ def itemsize_of(dtype: str) -> int:
     return int(dtype[2:]) if known is None else known
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
+class Extent(NamedTuple):
     """A run of bytes in the file: ``offset`` counts from the first byte of the file itself."""
 
     offset: int
@@ -67,6 +66,8 @@ class TensorRecord:
     @property
     def nbytes(self) -> int:
         """Bytes of the decoded array."""
+        if len(self.extents) == 1:  # raw, and by far the most: the index has done the sum
+            return self.extents[0].nbytes
         return math.prod(self.shape) * itemsize_of(self.dtype)
 
 

@@ -13,7 +13,7 @@ from fastassign.errors import Budget, Refused
 from fastassign.matching.assignment import Assignment, Matching
 from fastassign.options import LoadOptions
 from fastassign.planning.coalesce import Read, Span, coalesce, overlapping, split_batches
-from fastassign.progress import Callback
+from fastassign.progress import Callback, reporting
 from fastassign.report import Report
 
 # How values get into a variable.
@@ -106,7 +106,7 @@ class Plan:
         return hooked + [record for conversion in self.matching.conversions for record in conversion.records]
 
     def execute(self, progress: bool | Callback | None = None) -> Report:
-        """Load.
+        """Do what the plan says.
 
         Parameters
         ----------
@@ -120,8 +120,6 @@ class Plan:
         """
         if self.executor is None:
             raise TypeError("this plan was made without an executor; make it with fastassign.plan")
-        from fastassign.progress import reporting
-
         with reporting(self.progress if progress is None else progress) as callback:
             return self.executor(self, callback)
 

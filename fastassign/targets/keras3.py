@@ -123,8 +123,12 @@ class Keras3Targets:
         Stock calls it on top-level layers only, which leaves a nested Normalization with the constants of
         before (facts: bug B4).
         """
-        layers = self.model._flatten_layers()
-        return [layer.finalize_state for layer in layers if hasattr(layer, "finalize_state") and layer.weights]
+        return [
+            inner.finalize_state
+            for layer in self.model.layers
+            for inner in (layer._flatten_layers() if layer._layers else (layer,))
+            if hasattr(inner, "finalize_state") and inner.weights
+        ]
 
     # Keras 3 files.
 
