@@ -59,7 +59,8 @@ def run_suite(
     tell : callable
         Gets a line before each step.
     """
-    comparisons, memory = [], {}
+    comparisons: list[Comparison] = []
+    memory: dict[str, dict[str, dict[str, int]]] = {}
     for case in cases:
         if case not in MODELS:
             raise ValueError(f"unknown case {case!r}; there are {', '.join(MODELS)}")

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -117,6 +118,7 @@ def demo() -> None:
     model = demo_model()
     with tempfile.TemporaryDirectory(prefix="fastassign-demo-") as place:
         comparisons = []
+        path = Path(place)
         for name in ("demo.weights.h5", "demo.h5"):
             path = Path(place) / name
             _say(f"saving {name} with Keras")
@@ -168,7 +170,7 @@ def _model(source: str) -> Any:
         raise typer.BadParameter(f"{source!r} can't be imported: {error}", param_hint="--model") from error
 
 
-def _table(title: str, head: tuple[str, ...], rows: list[tuple[str, ...]], *, right: set[int]) -> None:
+def _table(title: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, right: set[int]) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -17,7 +17,8 @@ from fastassign.streaming.buffers import aligned, is_aligned
 
 # Dtypes that `Empty` has a CPU kernel for; others (float8, 4-bit integers) get an aligned numpy array.
 _EMPTY_DTYPES = frozenset(
-    "bfloat16 bool complex64 complex128 float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64".split()
+    {"bfloat16", "bool", "complex64", "complex128", "float16", "float32", "float64"}
+    | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 )
 
 # Below this, clearing the copy-on-read mark of a variable costs more than the copy that it saves.
@@ -106,5 +107,5 @@ def _nbytes(shape: tuple[int, ...], dtype: str) -> int:
 
 
 def _typed(memory: np.ndarray[Any, Any], shape: tuple[int, ...], dtype: str, start: int) -> np.ndarray[Any, Any]:
-    view: np.ndarray[Any, Any] = np.ndarray(shape, _numpy_dtype(dtype), memory, start)  # type: ignore[arg-type]
+    view: np.ndarray[Any, Any] = np.ndarray(shape, _numpy_dtype(dtype), memory, start)
     return view

@@ -17,7 +17,7 @@ def check_tensorflow() -> None:
         TensorFlow is not installed, or broken.
     """
     try:
-        import tensorflow  # noqa: F401
+        import tensorflow as tf  # noqa: F401
     except ImportError as error:
         raise NoTensorFlow(
             f"fastassign loads into TensorFlow variables, and TensorFlow can't be imported: {error}",

@@ -193,7 +193,7 @@ class Keras3Targets:
 
     def children(self, obj: Any) -> Iterator[tuple[str, Any]]:
         """Yield attribute name and value of all that Keras' walk would descend into."""
-        if type(obj).__dir__ is not object.__dir__:
+        if getattr(type(obj), "__dir__", None) is not object.__dir__:
             yield from saving_lib._walk_saveable(obj)
             return
         knowledge = self._knowledge(obj)
