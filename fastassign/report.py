@@ -6,6 +6,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
+def printable(text: str) -> str:
+    """Return a line without what a terminal takes for commands: names come from files that are not trusted."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """The outcome of a load.
@@ -73,7 +78,7 @@ class Report:
         from rich.console import Console
         from rich.table import Table
 
-        table = Table(title=self.file, title_justify="left", show_header=False)
+        table = Table(title=printable(self.file), title_justify="left", show_header=False)
         for label, value in self._lines():
             table.add_row(label, value)
         # Plain text: names may hold what rich takes for markup, "[/b]" or ":x:".
@@ -89,7 +94,7 @@ class Report:
         lines = [("assigned", f"{self.assigned} variables ({routes})"), ("bytes", f"{self.nbytes:,}")]
         for label in ("cast", "skipped", "repaired", "missing", "unexpected"):
             items: tuple[str, ...] = getattr(self, label)
-            shown = "\n".join(items[:5]) + (f"\nand {len(items) - 5} more" if len(items) > 5 else "")
+            shown = "\n".join(map(printable, items[:5])) + (f"\nand {len(items) - 5} more" if len(items) > 5 else "")
             lines.append((label, shown if items else "none"))
         stages = ", ".join(f"{stage} {seconds:.3f}" for stage, seconds in self.seconds.items())
         lines.append(("seconds", stages + (" (index from the cache)" if self.index_cached else "")))

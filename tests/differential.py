@@ -1,10 +1,12 @@
 """Stock against fastassign: one file, two identical models, every variable, error and warning compared."""
 
 import logging
+import re
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import h5py
@@ -13,14 +15,19 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 from keras.src.legacy.saving import legacy_h5_format
+from keras.src.utils import naming
 
 import fastassign
 
 LIBRARIES = {"keras": keras, "tf_keras": tf_keras}
 
-# Containers that only mirror layers which failed under their own path already. Stock warns that they are missing in
-# the file whenever anything failed; fastassign leaves that warning out (see matching/by_path.py).
-_MIRRORS = ("_operations_by_depth/", "_compiled_trainable_state/")
+# A container missing in the file, of which stock warns whenever anything in it failed: also where the container only
+# mirrors layers that failed under their own path. There fastassign does not repeat it (by_path.py).
+_NESTED = "Skipping nested container at"
+_MIRROR = "/_operations_by_depth/container"
+
+# What fastassign says of a load that assigned nothing, where stock is silent.
+_NOTHING = ("neither the model nor the file has weights", "the model has no weights")
 
 
 @dataclass
@@ -55,14 +62,18 @@ def is_tf_keras(model):
 
 def fresh(build):
     """Build a model with the names that it would have in a process of its own."""
-    keras.backend.clear_session(free_memory=False)
+    # Not clear_session, which also forgets TensorFlow's kernels: each then takes a while to come back.
+    naming.reset_uids()
     tf_keras.backend.reset_uids()
     return build()
 
 
 def variables(model):
     """Return all variables of a model, each once: weights, seeds, metrics, optimizer."""
-    found = list(model.variables)
+    try:
+        found = list(model.variables)
+    except ValueError:  # tf_keras, not built
+        return []
     for layer in model._flatten_layers():
         found += layer.variables
         found += [v for v in vars(layer).values() if isinstance(v, (keras.Variable, tf.Variable))]
@@ -128,7 +139,8 @@ def fill(model, seed=0):
     """Give every variable random values."""
     rng = np.random.default_rng(seed)
     for variable in variables(model):
-        if _numpy_dtype(variable) is not object:
+        # `g_idx` of a quantised layer holds positions, and saving follows them.
+        if _numpy_dtype(variable) is not object and variable.name != "g_idx":
             _set(variable, random_values(tuple(variable.shape), _numpy_dtype(variable), rng))
     return model
 
@@ -155,9 +167,36 @@ def save(model, path):
 
 
 def saved(build, path, seed=0):
-    """Build, fill and save a model; return the path."""
+    """Build (or take the first of two twins), fill and save a model; return the path."""
     with quiet():
-        return save(fill(fresh(build), seed), path)
+        return save(fill(build[0] if isinstance(build, tuple) else fresh(build), seed), path)
+
+
+def twins(build):
+    """Build two models alike, to be used again and again: recurrent ones take a second to build."""
+    with quiet():
+        return fresh(build), fresh(build)
+
+
+@cache
+def twins_of(make, k):
+    """Return the twins of a model that many tests use: ``make(k)``."""
+    return twins(lambda: make(k))
+
+
+def write_legacy(path, layers, *, version=None, backend=None):
+    """Write a legacy file by hand: (layer, [(weight name, values)])."""
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = np.array([name.encode() for name, _ in layers])
+        for key, value in (("keras_version", version), ("backend", backend)):
+            if value:
+                file.attrs[key] = value.encode()
+        for name, weights in layers:
+            group = file.create_group(name)
+            group.attrs["weight_names"] = np.array([weight.encode() for weight, _ in weights])
+            for weight, values in weights:
+                group[weight] = values
+    return path
 
 
 class _Records(logging.Handler):
@@ -200,7 +239,12 @@ def observe(call):
             result = call()
         except Exception as raised:  # noqa: BLE001 - the error is what is compared
             error = raised
-    return Outcome(result, error, [(w.category, str(w.message)) for w in caught], texts)
+    return Outcome(result, error, [(w.category, _anonymous(str(w.message))) for w in caught], texts)
+
+
+def _anonymous(text):
+    """Take out where in memory an object stands, which tf_keras writes into its texts."""
+    return re.sub(r" at 0x[0-9a-f]+", "", text)
 
 
 def stock_load(model, path, **arguments):
@@ -219,17 +263,22 @@ def assert_untouched(model, before):
 
 
 def same_warnings(stock, ours):
-    """Assert that two calls warned alike, mirrored containers aside."""
-    wanted = [w for w in stock.warned if not (w[1].startswith("Skipping nested") and any(m in w[1] for m in _MIRRORS))]
-    # numpy warns of overflows and discarded parts while it casts; how often depends on who casts.
-    numeric = (RuntimeWarning, np.exceptions.ComplexWarning)
-    wanted = [w for w in wanted if not issubclass(w[0], numeric)]
-    assert [w for w in ours.warned if not issubclass(w[0], numeric)] == wanted
+    """Assert that two calls warned alike."""
+    # numpy warns of overflows, discarded parts and old protocols while it casts; how often depends on who casts.
+    numeric = (RuntimeWarning, np.exceptions.ComplexWarning, DeprecationWarning)
+    wanted = [w for w in stock.warned if not issubclass(w[0], numeric)]
+    found = [w for w in ours.warned if not issubclass(w[0], numeric) and not w[1].endswith(_NOTHING)]
+    nested = [w for w in found if w[1].startswith(_NESTED)]
+    others = [w for w in wanted if not w[1].startswith(_NESTED)]
+    assert [w for w in found if w not in nested] == others
+    assert all(w in wanted for w in nested)
+    if not any("objects could not be loaded" in w[1] for w in others):
+        assert all(w in nested for w in wanted if w not in others and _MIRROR not in w[1])
     assert ours.logged == stock.logged
 
 
 def check(
-    build: Callable[[], Any],
+    build: Callable[[], Any] | tuple[Any, Any],
     path,
     *,
     skip: Callable[[Any], list] | None = None,
@@ -241,8 +290,8 @@ def check(
 
     Parameters
     ----------
-    build : callable
-        Makes the model, the same at every call.
+    build : callable or tuple
+        Makes the model, the same at every call; or two models made alike.
     path : path
         The file.
     skip : callable, optional
@@ -252,8 +301,7 @@ def check(
     arguments
         Of ``load_weights``.
     """
-    with quiet():
-        a, b = fresh(build), fresh(build)
+    a, b = build if isinstance(build, tuple) else twins(build)
     perturb(a, 0.25)
     before = snapshot(a)
     extra = [{"objects_to_skip": skip(model)} if skip else {} for model in (a, b)]
@@ -264,9 +312,8 @@ def check(
     ours = loader(b, path, **arguments, **extra[1])
     if theirs.error is not None:
         assert ours.error is not None, f"stock raised {theirs.error!r}"
-        assert isinstance(ours.error, (type(theirs.error), fastassign.FastAssignError)), repr(ours.error)
         assert isinstance(ours.error, _builtin_of(theirs.error)), repr(ours.error)
-        assert str(ours.error) == str(theirs.error)
+        assert _anonymous(str(ours.error)) == _anonymous(text_of(theirs.error))
         assert_untouched(b, unchanged)
         return Comparison(theirs, ours, a, b)
     if ours.error is not None:
@@ -277,6 +324,11 @@ def check(
     wrong = [x[0] for x, x0, y, y0 in after if x[:3] != y[:3] or (x[3] != y[3] and (x[3] != x0[3] or y[3] != y0[3]))]
     assert wrong == []
     return Comparison(theirs, ours, a, b)
+
+
+def text_of(error):
+    """Return the message of an exception; ``str`` of a KeyError is its ``repr``."""
+    return str(error.args[0]) if isinstance(error, KeyError) else str(error)
 
 
 def _builtin_of(error):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from fastassign.progress import Callback, ProgressEvent
 from fastassign.report import Report
 from fastassign.streaming.source import FileSource, Source, fill
 from fastassign.streaming.workers import Workers
+from fastassign.targets.target import Target
 
 
 def execute(
@@ -87,13 +89,16 @@ class _Run:
         self._total = sum(len(batch.placements) for batch in plan.batches)
         self._waited = self._assigning = 0.0
         self._decoder: Decoder | None = None
+        self._decoder_lock = threading.Lock()
+        self._rollback = library.Rollback()
         self._gap = memoryview(bytearray(plan.options.gap_bytes))
 
     def all(self, convert_layer: Callable[..., list[Any]] | None, skip_mismatch: bool) -> None:
         """Do everything that the plan says, or name the state in which it ended."""
-        rollback = library.Rollback()
         try:
-            rollback, names = library.run_hooks(self._plan.matching, self._read_array, skip_mismatch=skip_mismatch)
+            self._rollback, names = library.run_hooks(
+                self._plan.matching, self._read_array, skip_mismatch=skip_mismatch
+            )
             if names:
                 self._count("hook", names)
             self._convert(convert_layer)
@@ -101,7 +106,7 @@ class _Run:
             self._file.check_unchanged()
         except BaseException as error:
             if self._plan.atomic:
-                rollback.restore()
+                self._rollback.restore()
                 self._assigned.clear()
             if isinstance(error, FastAssignError):
                 error.at(self._plan.catalog.path)
@@ -142,15 +147,15 @@ class _Run:
         with Workers(self._plan.options.threads) as workers:
             while upcoming < len(batches) or open_batches:
                 while upcoming < len(batches) and (
-                    atomic or not open_batches or in_flight + batches[upcoming].nbytes <= self._plan.window_bytes
+                    atomic or not open_batches or in_flight + batches[upcoming].staged_bytes <= self._plan.window_bytes
                 ):
                     batch = batches[upcoming]
                     opened = _OpenBatch(batch)
-                    in_flight += batch.nbytes
+                    in_flight += batch.staged_bytes
                     if self._submit(workers, upcoming, opened):
                         open_batches[upcoming] = opened
                     else:
-                        in_flight -= batch.nbytes
+                        in_flight -= batch.staged_bytes
                         finished.append(opened)
                     upcoming += 1
                 if open_batches:
@@ -160,7 +165,7 @@ class _Run:
                     opened = open_batches[number]
                     opened.unread -= 1
                     if not opened.unread:
-                        in_flight -= opened.batch.nbytes
+                        in_flight -= opened.batch.staged_bytes
                         finished.append(open_batches.pop(number))
                 if not atomic:
                     self._assign_all(finished)
@@ -202,14 +207,21 @@ class _Run:
     def _assign(self, placement: Placement, value: Any, array: np.ndarray[Any, Any]) -> None:
         assignment = placement.assignment
         target = assignment.target
-        if placement.route == "assign":
-            self._library_assign(assignment, array)
-        elif array.size:
-            host.assign(target.resource, value, placement.nbytes)
+        self._remember(target)
+        # Named before it changes: an interrupt in between names one variable too many, never one too few.
+        self._assigned.append(target.name)
+        try:
+            if placement.route == "assign":
+                self._library_assign(assignment, array)
+            elif array.size:
+                host.assign(target.resource, value, placement.nbytes)
+        except Exception:
+            self._assigned.pop()
+            raise
         if assignment.fit == "cast":
             self._cast.append(f"{target.name}: {assignment.record.dtype} to {target.dtype}")
         self._done_bytes += placement.nbytes
-        self._count(placement.route, [target.name])
+        self._tell(placement.route, 1, target.name)
 
     def _library_assign(self, assignment: Assignment, array: np.ndarray[Any, Any]) -> None:
         matching, target = self._plan.matching, assignment.target
@@ -227,6 +239,7 @@ class _Run:
                 raise TypeError("the plan has conversions, but no function that does them")
             for target, value in library.convert(conversion, self._read_array, convert_layer):
                 dtype = tf.as_dtype(target.dtype).as_numpy_dtype
+                self._remember(target)
                 target.variable.assign(np.asarray(value, dtype=dtype))
                 self._count("convert", [target.name])
             self._done_bytes += sum(record.nbytes for record in conversion.records)
@@ -243,14 +256,23 @@ class _Run:
         return array
 
     def _decode(self, record: TensorRecord, array: np.ndarray[Any, Any]) -> None:
-        if self._decoder is None:
-            index = self._plan.catalog.index
-            self._decoder = Decoder(self._file, base=index.base, size=index.size)
+        with self._decoder_lock:
+            if self._decoder is None:
+                index = self._plan.catalog.index
+                self._decoder = Decoder(self._file, base=index.base, size=index.size)
         self._decoder.read_into(record, array)
+
+    def _remember(self, target: Target) -> None:
+        # Until all is done: a callback may raise, and Ctrl-C may come, after the first assignment.
+        if self._plan.atomic:
+            self._rollback.remember(target.variable)
 
     def _count(self, route: str, names: list[str]) -> None:
         self._assigned += names
-        self._routes[route] = self._routes.get(route, 0) + len(names)
+        self._tell(route, len(names), names[-1])
+
+    def _tell(self, route: str, count: int, name: str) -> None:
+        self._routes[route] = self._routes.get(route, 0) + count
         if self._progress is not None:
             self._progress(
                 ProgressEvent(
@@ -259,7 +281,7 @@ class _Run:
                     done_variables=len(self._assigned),
                     total_variables=max(self._total, len(self._assigned)),
                     seconds=time.perf_counter() - self._begin,
-                    variable=names[-1],
+                    variable=name,
                 )
             )
 
@@ -277,8 +299,8 @@ class _OpenBatch:
         self.arrays: list[np.ndarray[Any, Any]] = []
         with tf.device("CPU:0"):
             arena = host.Arena(batch.arena_bytes) if batch.arena_bytes else None
-            for placement in batch.placements:
-                value, array = _allocate(placement, arena)
+            for placement, start in zip(batch.placements, batch.arena_starts, strict=True):
+                value, array = _allocate(placement, arena, start)
                 self.values.append(value)
                 self.arrays.append(array)
 
@@ -287,7 +309,7 @@ class _OpenBatch:
         self.values, self.arrays = [], []
 
 
-def _allocate(placement: Placement, arena: host.Arena | None) -> tuple[Any, np.ndarray[Any, Any]]:
+def _allocate(placement: Placement, arena: host.Arena | None, start: int) -> tuple[Any, np.ndarray[Any, Any]]:
     assignment = placement.assignment
     target, record = assignment.target, assignment.record
     if placement.route == "assign":
@@ -300,6 +322,6 @@ def _allocate(placement: Placement, arena: host.Arena | None) -> tuple[Any, np.n
         array = np.empty(record.shape, dtype=dtype)
         return array, array
     if placement.route == "arena" and arena is not None:
-        view = arena.view(placement.arena_start, target.shape, target.dtype)
+        view = arena.view(start, target.shape, target.dtype)
         return view, view
     return host.empty(target.shape, target.dtype)

@@ -48,21 +48,21 @@ class HookStore(Mapping[str, Any]):
 
 
 class Rollback:
-    """The values that variables had before the library's own code ran."""
+    """The values that variables had before a load touched them."""
 
     def __init__(self) -> None:
         self._before: list[tuple[Any, Any]] = []
 
-    def remember(self, obj: Any) -> None:
-        """Keep the values of an object's variables; reading one does not copy it."""
-        for variable in getattr(obj, "variables", ()):
-            value = getattr(variable, "_value", variable)
-            self._before.append((variable, value.read_value() if hasattr(value, "read_value") else value))
+    def remember(self, variable: Any) -> None:
+        """Keep the value of a variable; reading it does not copy it."""
+        value = getattr(variable, "_value", variable)
+        self._before.append((variable, value.read_value() if hasattr(value, "read_value") else value))
 
     def restore(self) -> None:
         """Give all variables back what they had."""
         for variable, value in reversed(self._before):
             variable.assign(value)
+        self._before.clear()
 
 
 def run_hooks(matching: Matching, read: ReadArray, *, skip_mismatch: bool) -> tuple[Rollback, list[str]]:
@@ -81,7 +81,8 @@ def run_hooks(matching: Matching, read: ReadArray, *, skip_mismatch: bool) -> tu
     rollback = Rollback()
     names: list[str] = []
     for hook in matching.hooks:
-        rollback.remember(hook.obj)
+        for variable in getattr(hook.obj, "variables", ()):
+            rollback.remember(variable)
         try:
             hook.obj.load_own_variables(HookStore(hook.records, read))
         except FastAssignError:

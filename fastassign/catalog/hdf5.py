@@ -237,7 +237,10 @@ class _Walk:
         try:
             child = h5o.open(group, name, self._access)
         except (KeyError, OSError, RuntimeError, TypeError) as error:
-            self._refuse(key, "dangling-link", f"{key} can't be opened: {error}")
+            if "too many links" in str(error):
+                self._refuse(key, "external-link", f"{key} is a link to a link, which may lead out of the file")
+            else:
+                self._refuse(key, policy.DAMAGE, f"{key} can't be opened: {error}")
             return
         if isinstance(child, h5d.DatasetID):
             self._dataset(child, key, way)
@@ -268,12 +271,18 @@ class _Walk:
             return
         creation = dataset.get_create_plist()
         # Offsets count in the dataset's own file; and one with external storage may have an address all the same.
-        here = plain and way != h5l.TYPE_EXTERNAL and not creation.get_external_count()
+        here = plain and not creation.get_external_count() and self._is_in_this_file(dataset, way)
         offset = dataset.get_offset() if here else None
         if offset is not None and dataset.get_storage_size() == record.nbytes:
             self._contiguous(record, self._base + offset)
         else:
             self._decoded(dataset, creation, record)
+
+    def _is_in_this_file(self, dataset: Any, way: int) -> bool:
+        # Only where external links are allowed may a soft link lead to one.
+        if way == h5l.TYPE_HARD or "external-link" not in self._allow:
+            return True
+        return bool(h5o.get_info(dataset).fileno == self._way[0][0])
 
     def _contiguous(self, record: TensorRecord, offset: int) -> None:
         if offset < self._base or offset + record.nbytes > self._end:

@@ -60,15 +60,14 @@ def load(identity: Identity) -> Index | None:
     place = folder()
     if place is None:
         return None
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        descriptor = os.open(_entry(place, identity), flags)
+        with open(_entry(place, identity), "rb", opener=lambda path, _: os.open(path, flags)) as entry:
+            if not _is_ours(os.fstat(entry.fileno())):
+                return None
+            stored = entry.read()
     except OSError:
         return None
-    with os.fdopen(descriptor, "rb") as entry:
-        if not _is_ours(os.fstat(descriptor)):
-            return None
-        stored = entry.read()
     try:
         return _decode(stored, identity)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError):

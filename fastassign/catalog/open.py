@@ -14,6 +14,7 @@ from fastassign.catalog.file import Identity, WeightFile
 from fastassign.catalog.policy import Limits
 from fastassign.catalog.records import Contents, Index, TensorRecord
 from fastassign.errors import Changed
+from fastassign.report import printable
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
@@ -136,7 +137,7 @@ class Catalog(Mapping[str, CatalogEntry]):
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)] if rows else []
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         lines += [f"{r.key}  refused: {r.message}" for r in self.contents.refusals.values()]
-        return "\n".join([repr(self)[1:-1], *lines])
+        return "\n".join(map(printable, [repr(self)[1:-1], *lines]))
 
     def record(self, key: str) -> TensorRecord:
         """Return the record of a tensor.

@@ -15,7 +15,7 @@ import os
 from dataclasses import dataclass
 
 from fastassign.catalog.records import Refusal
-from fastassign.errors import Refused
+from fastassign.errors import FastAssignError, Malformed, Refused
 
 # Each rule and what it keeps out. Names are stable: users write them in ``LoadOptions(allow={...})``.
 RULES: dict[str, str] = {
@@ -31,6 +31,9 @@ RULES: dict[str, str] = {
 # Links of a user-defined class run a plugin's code to be resolved: nothing allows them.
 USER_LINK_RULE = "user-defined-link"
 DTYPE_RULE = "dtype"
+
+# Not a rule: a part of the file that is damaged, which is an error only for those who need it.
+DAMAGE = "damage"
 
 # deflate, shuffle, fletcher32: built into every HDF5 library and decoded without loading a plugin.
 ALLOWED_FILTERS = frozenset({1, 2, 3})
@@ -70,8 +73,11 @@ def refusal(key: str, rule: str, message: str) -> Refusal:
     return Refusal(key=key, rule=rule, message=message, option=option_for(rule) if rule in RULES else None)
 
 
-def refused(refusal: Refusal, file: str | os.PathLike[str] | None = None) -> Refused:
-    """Make the error for a load that needs what was refused."""
+def refused(refusal: Refusal, file: str | os.PathLike[str] | None = None) -> FastAssignError:
+    """Make the error for a load that needs what was refused: ``Refused``, or ``Malformed`` for a damaged part."""
+    if refusal.rule == DAMAGE:
+        hint = "the file is damaged: copy or save it again"
+        return Malformed(refusal.message, file=file, tensor=refusal.key, hint=hint)
     return Refused(refusal.message, rule=refusal.rule, option=refusal.option, file=file, tensor=refusal.key)
 
 

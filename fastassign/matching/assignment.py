@@ -17,6 +17,8 @@ Fit = Literal["same", "reinterpret", "cast"]
 # TensorFlow's dtype names whose stored form is opaque, and its item size.
 _OPAQUE_FORMS = {"bfloat16": "|V2", "float8_e4m3fn": "|V1", "float8_e5m2": "|V1"}
 
+_NUMPY_FLOATS = frozenset({"float16", "float32", "float64"})
+
 _TENSORFLOW_NAMES = {
     "|b1": "bool", "|i1": "int8", "|u1": "uint8", "<i2": "int16", "<u2": "uint16", "<i4": "int32", "<u4": "uint32",
     "<i8": "int64", "<u8": "uint64", "<f2": "float16", "<f4": "float32", "<f8": "float64", "<c8": "complex64",
@@ -121,7 +123,10 @@ def fit(record: TensorRecord, target: Target) -> Fit:
         if _OPAQUE_FORMS.get(target.dtype) == record.dtype:
             return "reinterpret"
         raise Mismatch(
-            "No cast function available.",
+            # numpy's texts: it tries its own floats element by element, and knows no way to those of ml_dtypes.
+            "setting an array element with a sequence."
+            if target.dtype in _NUMPY_FLOATS
+            else "No cast function available.",
             tensor=record.key,
             variable=target.name,
             hint=f"the dataset holds opaque bytes ({record.dtype}), the variable is {target.dtype}",

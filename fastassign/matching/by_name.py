@@ -15,7 +15,7 @@ from fastassign.catalog.open import Catalog
 from fastassign.catalog.records import TensorRecord
 from fastassign.errors import Mismatch
 from fastassign.matching import conversions
-from fastassign.matching.assignment import Matching, Notice
+from fastassign.matching.assignment import LayerConversion, Matching, Notice
 from fastassign.matching.by_order import match_weights, saved_records
 from fastassign.targets.target import LayerTargets, ModelTargets, Target
 
@@ -76,22 +76,46 @@ def _match_layer(
     *,
     skip_mismatch: bool,
 ) -> None:
+    place = f"layer #{k} (named {layer.name})"
     if conversions.needed(model, layer, records, layout):
         converted = conversions.plan_conversion(model, layer, records, layout)
-        if converted.conversion is not None and converted.count == len(layer.targets):
-            matching.conversions.append(converted.conversion)
+        if len(converted.shapes) != len(layer.targets):
+            _count_mismatch(matching, model, k, layer, len(converted.shapes), skip_mismatch)
             return
-        if converted.count != len(layer.targets):
-            _count_mismatch(matching, model, k, layer, converted.count, skip_mismatch)
+        if converted.conversion is not None:
+            _match_converted(matching, place, layer, converted, converted.conversion, skip_mismatch=skip_mismatch)
             return
     if len(records) != len(layer.targets):
         _count_mismatch(matching, model, k, layer, len(records), skip_mismatch)
         return
-    place = f"layer #{k} (named {layer.name})"
     if model.library == "keras":
         match_weights(matching, model, place, layer.targets, records, skip_mismatch=skip_mismatch)
     else:
         _match_tf_keras(matching, f"Shape mismatch in {place} for weight", place, layer.targets, records, skip_mismatch)
+
+
+def _match_converted(
+    matching: Matching,
+    place: str,
+    layer: LayerTargets,
+    converted: conversions.Converted,
+    conversion: LayerConversion,
+    *,
+    skip_mismatch: bool,
+) -> None:
+    results = list(zip(layer.targets, converted.shapes, converted.untouched, strict=True))
+    wrong = [(target, shape) for target, shape, _ in results if target.shape != shape]
+    for target, shape in wrong:
+        _shape_mismatch(matching, f"Shape mismatch in {place} for weight", place, target, shape, skip_mismatch)
+    if not wrong:
+        matching.conversions.append(conversion)
+        return
+    # A conversion assigns a whole layer. Of one that does not fit, what needs no conversion is still loaded.
+    for target, shape, record in results:
+        if record is not None and target.shape == shape:
+            matching.assign(record, target)
+        elif target.shape == shape:
+            matching.skipped.append(f"{target.name}: comes out of the conversion of a layer that does not fit")
 
 
 def _match_tf_keras(
@@ -105,15 +129,27 @@ def _match_tf_keras(
     for target, record in zip(targets, records, strict=True):
         if target.shape == record.shape:
             matching.assign(record, target)
-            continue
-        detail = f"{target.name}. Weight expects shape {target.shape}. Received saved weight with shape {record.shape}"
-        if not skip_mismatch:
-            raise Mismatch(f"{error} {detail}", tensor=record.key, variable=target.name)
-        text = f"Skipping loading weights for {place} due to mismatch in shape for weight {detail}"
-        if place == "top-level":
-            text = f"Skipping loading top-level weight for model due to mismatch in shape for weight {detail}"
-        matching.notices.append(Notice(text, "logging"))
-        matching.skipped.append(f"{target.name}: shape {target.shape}, saved {record.shape} ({record.key})")
+        else:
+            _shape_mismatch(matching, error, place, target, record.shape, skip_mismatch, record.key)
+
+
+def _shape_mismatch(
+    matching: Matching,
+    error: str,
+    place: str,
+    target: Target,
+    received: tuple[int, ...],
+    skip_mismatch: bool,
+    key: str | None = None,
+) -> None:
+    detail = f"{target.name}. Weight expects shape {target.shape}. Received saved weight with shape {received}"
+    if not skip_mismatch:
+        raise Mismatch(f"{error} {detail}", tensor=key, variable=target.name)
+    text = f"Skipping loading weights for {place} due to mismatch in shape for weight {detail}"
+    if place == "top-level":
+        text = f"Skipping loading top-level weight for model due to mismatch in shape for weight {detail}"
+    matching.notices.append(Notice(text, "logging"))
+    matching.skipped.append(f"{target.name}: shape {target.shape}, saved {received}" + (f" ({key})" if key else ""))
 
 
 def _match_top_level(

@@ -7,7 +7,8 @@ assigned.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 from fastassign.catalog.keras_legacy import LegacyLayout, SavedLayer
@@ -15,7 +16,7 @@ from fastassign.catalog.open import Catalog
 from fastassign.catalog.records import TensorRecord
 from fastassign.errors import Malformed, Mismatch
 from fastassign.matching import conversions, names
-from fastassign.matching.assignment import Matching, Notice
+from fastassign.matching.assignment import LayerConversion, Matching, Notice
 from fastassign.targets.target import LayerTargets, ModelTargets, Target
 
 
@@ -44,23 +45,25 @@ def match_by_order(
             f"{len(saved)} saved layers.",
             hint=_count_hint(catalog, layers, saved),
         )
-    pending = []
+    pending: list[Callable[[], None]] = []
     for k, (stored, layer) in enumerate(zip(saved, layers, strict=True)):
         records = saved_records(catalog, stored)
         place = f"layer #{k} (named {layer.name})"
-        if conversions.needed(model, layer, records, layout):
-            converted = conversions.plan_conversion(model, layer, records, layout)
-            _check_count(k, layer, stored.name, converted.count)
-            if converted.conversion is not None:
-                matching.conversions.append(converted.conversion)
-                continue
-            records = converted.records
-        _check_count(k, layer, stored.name, len(records))
+        # Before tf_keras' conversion, which takes weights at other positions for weights of another layout.
         if match == "names" and layer.composite:
             records = _by_names(matching, stored, layer, records)
-        pending.append((place, layer.targets, records))
+        if conversions.needed(model, layer, records, layout):
+            converted = conversions.plan_conversion(model, layer, records, layout)
+            _check_count(k, layer, stored.name, len(converted.shapes))
+            if converted.conversion is not None:
+                pending.append(partial(_match_converted, matching, model, layer, converted, converted.conversion))
+                continue
+        _check_count(k, layer, stored.name, len(records))
+        pending.append(
+            partial(match_weights, matching, model, place, layer.targets, records, skip_mismatch=skip_mismatch)
+        )
         if model.library == "keras":
-            match_weights(matching, model, *pending.pop(), skip_mismatch=skip_mismatch)
+            pending.pop()()
     if layout.top_level is not None:
         own = model.top_level(by_name=False)
         records = saved_records(catalog, layout.top_level)
@@ -71,10 +74,12 @@ def match_by_order(
                 f"Model expects {len(own)} top-level weight(s). "
                 f"Received {len(records)} saved top-level weight(s)"
             )
-        pending.append(("top-level model", own, records))
+        pending.append(
+            partial(match_weights, matching, model, "top-level model", own, records, skip_mismatch=skip_mismatch)
+        )
     # tf_keras counts the weights of all layers before it assigns the first; Keras 3 goes layer by layer.
-    for place, targets, records in pending:
-        match_weights(matching, model, place, targets, records, skip_mismatch=skip_mismatch)
+    for match_one in pending:
+        match_one()
     return matching
 
 
@@ -127,6 +132,19 @@ def match_weights(
             raise Mismatch(f"Shape mismatch in {place}for {detail}", tensor=record.key, variable=target.name)
         matching.notices.append(Notice(f"Skipping loading weights for {place}due to mismatch in shape for {detail}"))
         matching.skipped.append(f"{target.name}: shape {target.shape}, saved {record.shape} ({record.key})")
+
+
+def _match_converted(
+    matching: Matching,
+    model: ModelTargets,
+    layer: LayerTargets,
+    converted: conversions.Converted,
+    conversion: LayerConversion,
+) -> None:
+    for target, shape in zip(layer.targets, converted.shapes, strict=True):
+        if shape != target.shape:
+            raise Mismatch(model.shape_error(target, shape), variable=target.name)
+    matching.conversions.append(conversion)
 
 
 def _by_names(

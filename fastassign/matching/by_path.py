@@ -198,6 +198,8 @@ class _Walk:
         group = self._groups.find(path)
         names = self._groups.names(group) if group is not None else ()
         if own.kind == "hook":
+            if own.expected and len(names) != own.expected:
+                raise _ObjectError(self._model.count_error(obj, len(names)))
             self._hooks[id(obj)] = Hook(obj, path, {name: self._record(group, name) for name in names})
         elif own.kind == "optimizer":
             self._optimizer(obj, own, group, names)

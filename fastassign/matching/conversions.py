@@ -16,18 +16,27 @@ import numpy as np
 from fastassign.catalog.keras_legacy import LegacyLayout
 from fastassign.catalog.open import numpy_dtype
 from fastassign.catalog.records import TensorRecord
-from fastassign.errors import Mismatch
 from fastassign.matching.assignment import LayerConversion
 from fastassign.targets.target import LayerTargets, ModelTargets
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Converted:
-    """What a conversion gives: the records as they are, or a conversion to run; and how many weights."""
+    """What a conversion gives.
 
-    records: list[TensorRecord]
+    Attributes
+    ----------
+    conversion : LayerConversion or None
+        What has to run; ``None`` where the records stay as they are.
+    shapes : tuple of tuple of int
+        The shapes that come out.
+    untouched : tuple of (TensorRecord or None)
+        The record that a result is, where it is one as it stands in the file.
+    """
+
     conversion: LayerConversion | None
-    count: int
+    shapes: tuple[tuple[int, ...], ...]
+    untouched: tuple[TensorRecord | None, ...]
 
 
 def needed(model: ModelTargets, layer: LayerTargets, records: Sequence[TensorRecord], layout: LegacyLayout) -> bool:
@@ -46,7 +55,7 @@ def plan_conversion(
     Raises
     ------
     Mismatch
-        tf_keras refuses the weights, or converts them to shapes that the variables do not have.
+        tf_keras refuses the weights.
     """
     stand_ins: list[Any] = [
         np.broadcast_to(np.zeros((), numpy_dtype(record.dtype)), record.shape) for record in records
@@ -54,19 +63,15 @@ def plan_conversion(
     given = list(stand_ins)
     # The protocol leaves it out: only tf_keras converts.
     results = model.convert_layer(layer.layer, given, layout.keras_version, layout.backend)  # type: ignore[attr-defined]
+    by_stand_in = {id(stand_in): record for stand_in, record in zip(stand_ins, records, strict=True)}
     # A nested model's own weights come back as its variables, which would drop the values in the file (facts:
     # bug B9); by position they are still there.
-    same = [
-        not isinstance(result, np.ndarray) or (i < len(stand_ins) and result is stand_ins[i])
-        for i, result in enumerate(results)
-    ]
-    if all(same) and len(results) == len(records):
-        return Converted(list(records), None, len(records))
-    if len(results) == len(layer.targets):
-        for target, result in zip(layer.targets, results, strict=True):
-            if tuple(result.shape) != target.shape:
-                raise Mismatch(model.shape_error(target, tuple(result.shape)), variable=target.name)
+    own = [not isinstance(result, np.ndarray) for result in results]
+    untouched = tuple(by_stand_in.get(id(result)) for result in results)
+    same = len(results) == len(records) and all(own[i] or untouched[i] is record for i, record in enumerate(records))
+    if same:
+        return Converted(None, tuple(record.shape for record in records), tuple(records))
     conversion = LayerConversion(
         layer.layer, layer.name, tuple(records), layer.targets, layout.keras_version, layout.backend
     )
-    return Converted(list(records), conversion, len(results))
+    return Converted(conversion, tuple(tuple(result.shape) for result in results), untouched)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from fastassign.catalog.keras_legacy import LegacyLayout, read_layout
 from fastassign.catalog.open import Catalog
 from fastassign.catalog.records import TensorRecord
-from fastassign.errors import Mismatch, Unsupported
+from fastassign.errors import FastAssignError, Mismatch, Unsupported
 from fastassign.matching.assignment import Matching, Notice
 from fastassign.matching.by_name import match_by_name
 from fastassign.matching.by_order import match_by_order
@@ -115,18 +115,23 @@ def match(
                     model, catalog, saved, skip_mismatch=request.skip_mismatch, match=options.match
                 )
             matching.finalizers = model.finalizers()
-    except Mismatch as error:
+    except FastAssignError as error:
         raise error.at(catalog.path) from error.__cause__
     matching.missing = tuple(_missing(model, matching))
     matching.unexpected = tuple(_unexpected(catalog, matching, saved))
     if not (matching.assignments or matching.hooks or matching.conversions) and not request.skip_mismatch:
-        if matching.missing:
+        # tf_keras loads a Keras 3 file into a model without variables, and says nothing (facts: bug B10).
+        unbuilt = not getattr(model.model, "built", True) and matching.unexpected
+        if matching.missing or unbuilt:
             raise Mismatch(
                 f"{catalog.path} holds nothing for this model: no variable would have been assigned",
                 file=catalog.path,
-                hint="compare both sides with: fastassign inspect " + str(catalog.path),
+                hint="build the model first: call it on some data"
+                if unbuilt
+                else "compare both sides with: fastassign inspect " + str(catalog.path),
             )
-        matching.notices.append(Notice(f"{catalog.path}: neither the model nor the file has weights"))
+        nothing = "the model has no weights" if matching.unexpected else "neither the model nor the file has weights"
+        matching.notices.append(Notice(f"{catalog.path}: {nothing}"))
     return matching
 
 

@@ -14,7 +14,7 @@ from fastassign.matching.assignment import Assignment, Matching
 from fastassign.options import LoadOptions
 from fastassign.planning.coalesce import Read, Span, coalesce, overlapping, split_batches
 from fastassign.progress import Callback, reporting
-from fastassign.report import Report
+from fastassign.report import Report, printable
 
 # How values get into a variable.
 # "owned": into a tensor that TensorFlow allocated, which then becomes the variable's.
@@ -43,24 +43,42 @@ class Placement:
         How the value gets into the variable.
     nbytes : int
         Bytes of the value as it stands in the file, decoded.
-    arena_start : int
-        For the route ``"arena"``: first byte in the batch's arena, a multiple of 64.
+    staged_bytes : int
+        Bytes of its buffer: in an arena, the step to the next multiple of 64 included.
     """
 
     assignment: Assignment
     route: Route
     nbytes: int
-    arena_start: int = 0
+    staged_bytes: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Variables that are allocated, read and assigned together; ``reads`` refer to ``placements`` by position."""
+    """Variables that are allocated, read and assigned together.
+
+    Attributes
+    ----------
+    placements : tuple of Placement
+        The variables.
+    reads : tuple of Read
+        How their bytes come from the file; pieces refer to ``placements`` by position.
+    arena_starts : tuple of int
+        For placements of the route ``"arena"``: the first byte in the batch's arena, a multiple of 64.
+    arena_bytes : int
+        Bytes of the arena.
+    nbytes : int
+        Bytes of all values.
+    staged_bytes : int
+        Bytes of all buffers.
+    """
 
     placements: tuple[Placement, ...]
     reads: tuple[Read, ...]
+    arena_starts: tuple[int, ...]
     arena_bytes: int
     nbytes: int
+    staged_bytes: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -151,7 +169,7 @@ class Plan:
         )
         for label, items in self._leftovers():
             lines += [f"{label}: {item}" for item in items]
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON-ready data."""
@@ -203,29 +221,26 @@ def make_plan(
     assignments = list(matching.assignments.values())
     if "overlap" not in options.allow:
         _check_overlaps(catalog, assignments)
-    limit = options.max_staging_bytes
-    batches = tuple(_batches(assignments, options, min(BATCH_BYTES, max(limit, 1))))
-    library = _library_bytes(matching)
-    window = min(options.window_bytes, limit)
-    staging = _staging(batches, window, atomic=atomic)
-    if max(staging, library) > limit:
-        largest = max(batches, key=lambda batch: batch.nbytes, default=None)
-        what = "all tensors together (atomic=True)" if atomic else "the largest tensor"
-        if library > staging:
-            what = "the weights that go through the library's own code"
-        raise Budget(
-            f"the load needs {max(staging, library)} bytes of host memory for {what}, max_staging_bytes is {limit}",
-            file=catalog.path,
-            tensor=None if largest is None or atomic else largest.placements[0].assignment.record.key,
-            hint=f"LoadOptions(max_staging_bytes={max(staging, library)}) is the least that works",
-        )
+    placements = [_place(assignment, options) for assignment in assignments]
+    limit, library = options.max_staging_bytes, _library_bytes(matching)
+    # The library's own assign makes two copies of a value on its way, one variable at a time.
+    copied = max((2 * p.nbytes for p in placements if p.route == "assign"), default=0)
+    buffers = [p.staged_bytes for p in placements]
+    least = max((sum(buffers) if atomic else max(buffers, default=0)) + copied, library)
+    if least > limit:
+        raise _over_budget(catalog, placements, least, limit, library=least == library, atomic=atomic)
+    room = max(limit - copied, 1)
+    batches = tuple(_batches(placements, options, min(BATCH_BYTES, room)))
+    window = min(options.window_bytes, room)
+    largest = max((batch.staged_bytes for batch in batches), default=0)
+    staging = sum(buffers) if atomic else min(sum(buffers), max(window, largest))
     return Plan(
         catalog=catalog,
         matching=matching,
         options=options,
         batches=batches,
         window_bytes=window,
-        staging_bytes=max(staging, library),
+        staging_bytes=max(staging + copied, library),
         atomic=atomic,
         seconds=seconds or {},
         executor=executor,
@@ -240,48 +255,66 @@ def route_of(assignment: Assignment, nbytes: int, options: LoadOptions) -> Route
     return "arena" if nbytes <= options.arena_bytes else "owned"
 
 
-def _batches(assignments: Sequence[Assignment], options: LoadOptions, batch_bytes: int) -> list[Batch]:
-    stored = sorted((a for a in assignments if a.record.extents), key=lambda a: a.record.extents[0].offset)
-    sizes = [assignment.record.nbytes for assignment in stored]
+def _place(assignment: Assignment, options: LoadOptions) -> Placement:
+    nbytes = assignment.record.nbytes
+    route = route_of(assignment, nbytes, options)
+    return Placement(assignment, route, nbytes, -(-nbytes // ALIGNMENT) * ALIGNMENT if route == "arena" else nbytes)
+
+
+def _batches(placements: Sequence[Placement], options: LoadOptions, batch_bytes: int) -> list[Batch]:
+    stored = sorted(
+        (p for p in placements if p.assignment.record.extents), key=lambda p: p.assignment.record.extents[0].offset
+    )
     batches = []
-    for positions in split_batches(sizes, batch_bytes=batch_bytes):
+    for positions in split_batches([p.staged_bytes for p in stored], batch_bytes=batch_bytes):
         members = stored[positions.start : positions.stop]
         reads = coalesce(_spans(members), read_bytes=options.read_bytes, gap_bytes=options.gap_bytes)
-        batches.append(_batch(members, sizes[positions.start : positions.stop], reads, options))
+        batches.append(_batch(members, reads))
     # Tensors that h5py decodes, and those without elements, are read one by one.
-    unread = [assignment for assignment in assignments if not assignment.record.extents]
-    batches += [_batch([assignment], [assignment.record.nbytes], [], options) for assignment in unread]
+    batches += [_batch([p], []) for p in placements if not p.assignment.record.extents]
     return batches
 
 
-def _spans(assignments: Sequence[Assignment]) -> list[Span]:
+def _spans(placements: Sequence[Placement]) -> list[Span]:
     spans = []
-    for owner, assignment in enumerate(assignments):
+    for owner, placement in enumerate(placements):
         start = 0
-        for extent in assignment.record.extents:
+        for extent in placement.assignment.record.extents:
             spans.append(Span(owner, extent, start))
             start += extent.nbytes
     return sorted(spans, key=lambda span: span.extent.offset)
 
 
-def _batch(
-    assignments: Sequence[Assignment], sizes: Sequence[int], reads: Sequence[Read], options: LoadOptions
-) -> Batch:
-    placements = []
+def _batch(placements: Sequence[Placement], reads: Sequence[Read]) -> Batch:
     arena = 0
-    for assignment, nbytes in zip(assignments, sizes, strict=True):
-        route = route_of(assignment, nbytes, options)
-        placements.append(Placement(assignment, route, nbytes, arena))
-        if route == "arena":
-            arena += -(-nbytes // ALIGNMENT) * ALIGNMENT
-    return Batch(tuple(placements), tuple(reads), arena, sum(sizes))
+    starts = []
+    for placement in placements:
+        starts.append(arena)
+        if placement.route == "arena":
+            arena += placement.staged_bytes
+    return Batch(
+        placements=tuple(placements),
+        reads=tuple(reads),
+        arena_starts=tuple(starts),
+        arena_bytes=arena,
+        nbytes=sum(p.nbytes for p in placements),
+        staged_bytes=sum(p.staged_bytes for p in placements),
+    )
 
 
-def _staging(batches: Sequence[Batch], window: int, *, atomic: bool) -> int:
-    total = sum(batch.nbytes for batch in batches)
-    if atomic:
-        return total
-    return min(total, max(window, max((batch.nbytes for batch in batches), default=0)))
+def _over_budget(
+    catalog: Catalog, placements: Sequence[Placement], least: int, limit: int, *, library: bool, atomic: bool
+) -> Budget:
+    largest = max(placements, key=lambda p: p.staged_bytes, default=None)
+    what = "all tensors together (atomic=True)" if atomic else "the largest tensor"
+    if library:
+        what = "the weights that go through the library's own code"
+    return Budget(
+        f"the load needs {least} bytes of host memory for {what}, max_staging_bytes is {limit}",
+        file=catalog.path,
+        tensor=None if largest is None or atomic or library else largest.assignment.record.key,
+        hint=f"LoadOptions(max_staging_bytes={least}) is the least that works",
+    )
 
 
 def _library_bytes(matching: Matching) -> int:

@@ -152,9 +152,11 @@ class Keras3Targets:
         return OwnVariables("listed", variables, len(variables), finalize)
 
     def _kernel_and_bias(self, layer: Any) -> OwnVariables:
-        if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None) is not None:
+        if getattr(layer, "lora_enabled", False):
             return OwnVariables("hook")
         expected = len(layer._trainable_variables) + len(layer._non_trainable_variables)
+        if getattr(layer, "quantization_mode", None) is not None:
+            return OwnVariables("hook", expected=expected)
         if not layer.built:
             return OwnVariables("listed", (), expected)
         variables = []

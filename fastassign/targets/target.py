@@ -75,7 +75,7 @@ class OwnVariables:
     variables : tuple of Target
         In the order of the datasets ``0``, ``1``, ...
     expected : int
-        The number of datasets that the library insists on.
+        The number of datasets that the library insists on; for a ``"hook"`` 0 where only its method knows.
     finalize : bool
         Whether ``finalize_state`` follows.
     """

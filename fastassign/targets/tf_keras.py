@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
+import tensorflow as tf
 import tf_keras
 from tf_keras.src.engine import base_layer
 from tf_keras.src.optimizers import optimizer as optimizers
@@ -124,9 +125,11 @@ class TfKerasTargets:
     def all_targets(self, layout: Literal["legacy", "keras3"]) -> Iterator[Target]:  # noqa: ARG002 - the same for both
         """Yield every weight of the model."""
         try:
-            return map(self.target, self.model.weights)
+            weights = self.model.weights
         except ValueError:  # an unbuilt model has no list of weights, not even an empty one
             return iter(())
+        # Lookup tables stand among the weights too, though no weight file holds them.
+        return (self.target(weight) for weight in weights if isinstance(weight, tf.Variable))
 
     def target(self, variable: Any) -> Target:
         """Return the target of a variable; the same object for the same variable."""
