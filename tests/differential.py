@@ -168,6 +168,8 @@ def save(model, path):
 
 def saved(build, path, seed=0):
     """Build (or take the first of two twins), fill and save a model; return the path."""
+    # tf_keras leaves a file open when it raises, and HDF5 writes over none that is open.
+    path.unlink(missing_ok=True)
     with quiet():
         return save(fill(build[0] if isinstance(build, tuple) else fresh(build), seed), path)
 

@@ -100,12 +100,7 @@ def test_methods_that_work(cls, tmp_path):
     check(build, saved(build, tmp_path / "x.keras"))
 
 
-# assigning/library.py: a method that fails under skip_mismatch is in the report, but the user is not warned.
-NOT_WARNED = pytest.mark.xfail(reason="no warning when an object's own method fails under skip_mismatch")
-SKIPS = [False, pytest.param(True, marks=NOT_WARNED)]
-
-
-@pytest.mark.parametrize("skip", SKIPS)
+@pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("cls", [Raising, MissingKey, WrongShape])
 def test_methods_that_fail(cls, skip, tmp_path):
     build = around(lambda: cls(name="own"))
@@ -161,7 +156,7 @@ def test_instance_method(tmp_path):
     assert check(build, saved(build, tmp_path / "x.weights.h5")).stock.error is None
 
 
-@pytest.mark.parametrize("skip", SKIPS)
+@pytest.mark.parametrize("skip", [False, True])
 def test_second_chance_of_an_own_method(skip, tmp_path):
     """Under a renamed attribute a layer is reached again by `layers`."""
 

@@ -96,6 +96,26 @@ def test_shared_layers(k, tmp_path):  # row 52
         assert done.stock.error is None and not done.report.missing
 
 
+def test_shared_layer_that_was_saved_twice(k, tmp_path):
+    """A file may hold two values for one variable: the later one stays."""
+
+    def build():
+        shared = k.layers.Dense(4, name="shared")
+        one = k.Sequential([k.Input((4,)), shared], name="one")
+        two = k.Sequential([k.Input((4,)), shared], name="two")
+        inputs = k.Input((4,))
+        return k.Model(inputs, two(one(inputs)), name="both")
+
+    path = saved(build, tmp_path / "x.h5")
+    with h5py.File(path, "r+") as file:
+        for name in ("one", "two"):
+            weight = file[name].attrs["weight_names"][0]
+            file[name][weight][...] = 1 if name == "one" else 2
+    for by_name in (False, True):
+        done = check(build, path, by_name=by_name)
+        assert np.all(done.our_model.get_layer("two").get_layer("shared").kernel.numpy() == 2)
+
+
 def test_many_layers_split_the_names(k, tmp_path):  # row 8
     names = [f"long_enough_to_fill_the_object_header_{'x' * 2000}_{i}" for i in range(40)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import warnings
@@ -18,7 +19,7 @@ from fastassign.catalog.hdf5 import Decoder
 from fastassign.catalog.open import numpy_dtype
 from fastassign.catalog.records import TensorRecord
 from fastassign.errors import FastAssignError, name_state
-from fastassign.matching.assignment import Assignment
+from fastassign.matching.assignment import Assignment, Failure, Matching, failure_notices
 from fastassign.planning.coalesce import GAP, Read
 from fastassign.planning.plan import Batch, Placement, Plan
 from fastassign.progress import Callback, ProgressEvent
@@ -62,11 +63,6 @@ def execute(
         have new values already; with an atomic plan there are none.
     """
     begin = time.perf_counter()
-    for notice in plan.matching.notices:
-        if notice.channel == "warnings":
-            warnings.warn(notice.text, UserWarning, stacklevel=4)
-        else:
-            tf.get_logger().warning(notice.text)
     with plan.catalog.open() as file:
         run = _Run(plan, file, make_source(file), progress, begin)
         run.all(convert_layer, skip_mismatch)
@@ -91,16 +87,19 @@ class _Run:
         self._decoder: Decoder | None = None
         self._decoder_lock = threading.Lock()
         self._rollback = library.Rollback()
+        self._failures = list(plan.matching.failures)
         self._gap = memoryview(bytearray(plan.options.gap_bytes))
 
     def all(self, convert_layer: Callable[..., list[Any]] | None, skip_mismatch: bool) -> None:
         """Do everything that the plan says, or name the state in which it ended."""
         try:
-            self._rollback, names = library.run_hooks(
+            self._rollback, names, failures = library.run_hooks(
                 self._plan.matching, self._read_array, skip_mismatch=skip_mismatch
             )
             if names:
                 self._count("hook", names)
+            self._failures += failures
+            _tell_user(self._plan.matching, self._failures)
             self._convert(convert_layer)
             self._stream()
             self._file.check_unchanged()
@@ -127,7 +126,7 @@ class _Run:
             file=str(plan.catalog.path),
             assigned=len(self._assigned),
             cast=tuple(self._cast),
-            skipped=tuple(matching.skipped),
+            skipped=(*matching.skipped, *(f"{failure.obj}: {failure.error}" for failure in self._failures)),
             repaired=tuple(matching.repaired),
             missing=tuple(target.name for target in matching.missing),
             unexpected=tuple(record.key for record in matching.unexpected),
@@ -284,6 +283,18 @@ class _Run:
                     variable=name,
                 )
             )
+
+
+def _tell_user(matching: Matching, failures: list[Failure]) -> None:
+    """Give stock's warnings, now that it is known which objects failed by their own methods."""
+    for notice in (*matching.notices, *failure_notices(matching.library, failures)):
+        if notice.channel == "warnings":
+            # The level of whoever called load_weights, or Plan.execute.
+            warnings.warn(notice.text, UserWarning, stacklevel=6)
+        elif notice.channel == "absl":
+            logging.getLogger("absl").warning(notice.text)
+        else:
+            tf.get_logger().warning(notice.text)
 
 
 class _OpenBatch:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastassign.catalog.records import TensorRecord
 from fastassign.errors import FastAssignError, Mismatch
-from fastassign.matching.assignment import Hook, LayerConversion, Matching
+from fastassign.matching.assignment import Failure, Hook, LayerConversion, Matching, failure_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,13 +65,14 @@ class Rollback:
         self._before.clear()
 
 
-def run_hooks(matching: Matching, read: ReadArray, *, skip_mismatch: bool) -> tuple[Rollback, list[str]]:
+def run_hooks(matching: Matching, read: ReadArray, *, skip_mismatch: bool) -> tuple[Rollback, list[str], list[Failure]]:
     """Let objects load themselves.
 
     Returns
     -------
-    (Rollback, list of str)
-        How to undo it, and the names of the variables that may have changed.
+    (Rollback, list of str, list of Failure)
+        How to undo it, the names of the variables that may have changed, and the objects whose method raised,
+        where ``skip_mismatch`` lets them.
 
     Raises
     ------
@@ -80,8 +81,10 @@ def run_hooks(matching: Matching, read: ReadArray, *, skip_mismatch: bool) -> tu
     """
     rollback = Rollback()
     names: list[str] = []
+    failures: list[Failure] = []
     for hook in matching.hooks:
-        for variable in getattr(hook.obj, "variables", ()):
+        variables = _variables(hook.obj)
+        for variable in variables:
             rollback.remember(variable)
         try:
             hook.obj.load_own_variables(HookStore(hook.records, read))
@@ -92,22 +95,18 @@ def run_hooks(matching: Matching, read: ReadArray, *, skip_mismatch: bool) -> tu
             if not skip_mismatch:
                 rollback.restore()
                 raise _failure(matching, hook, error) from error
-            matching.skipped.append(f"{hook.obj}: {error}")
-        names += [str(getattr(v, "path", v.name)) for v in getattr(hook.obj, "variables", ())]
-    return rollback, names
+            failures.append(Failure(hook.obj, str(error)))
+        names += [str(getattr(variable, "path", None) or variable.name) for variable in variables]
+    return rollback, names, failures
+
+
+def _variables(obj: Any) -> list[Any]:
+    # tf_keras lists the tables of its lookup layers among the variables; they have neither value nor assign.
+    return [variable for variable in getattr(obj, "variables", ()) if hasattr(variable, "assign")]
 
 
 def _failure(matching: Matching, hook: Hook, error: Exception) -> Mismatch:
-    text = str(error)
-    if matching.library == "keras":
-        text = (
-            "A total of 1 objects could not "
-            "be loaded. Example error message for "
-            f"object {hook.obj}:\n\n"
-            f"{error}\n\n"
-            "List of objects that could not be loaded:\n"
-            f"{[hook.obj]}"
-        )
+    text = failure_text([Failure(hook.obj, str(error))]) if matching.library == "keras" else str(error)
     return Mismatch(text, tensor=f"{hook.path}/vars", hint="its own load_own_variables raised this")
 
 

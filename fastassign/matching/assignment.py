@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -61,7 +61,37 @@ class Notice:
     """Something to tell the user, by the channel that the library itself uses for it."""
 
     text: str
-    channel: Literal["warnings", "logging"] = "warnings"
+    channel: Literal["warnings", "logging", "absl"] = "warnings"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Failure:
+    """An object of the model that could not be loaded, and stock's text of the reason."""
+
+    obj: Any
+    error: str
+
+
+def failure_text(failures: Sequence[Failure]) -> str:
+    """Return Keras 3's text for objects that could not be loaded."""
+    return (
+        f"A total of {len(failures)} objects could not "
+        "be loaded. Example error message for "
+        f"object {failures[0].obj}:\n\n"
+        f"{failures[0].error}\n\n"
+        "List of objects that could not be loaded:\n"
+        f"{[failure.obj for failure in failures]}"
+    )
+
+
+def failure_notices(library: Literal["keras", "tf_keras"], failures: Sequence[Failure]) -> list[Notice]:
+    """Return the warnings that stock gives under ``skip_mismatch``: Keras 3 one for all, tf_keras one for each."""
+    if library == "keras":
+        return [Notice(failure_text(failures))] if failures else []
+    return [
+        Notice(f"Could not load weights in object {each.obj}. Skipping object. Exception encountered: {each.error}")
+        for each in failures
+    ]
 
 
 @dataclass(slots=True)
@@ -82,6 +112,9 @@ class Matching:
         To be called once when all variables are in.
     notices : list of Notice
         Warnings that stock gives for this load.
+    failures : list of Failure
+        Objects that ``skip_mismatch`` leaves as they are; stock's warning about them comes with those that fail
+        by their own methods.
     skipped : list of str
         What ``skip_mismatch`` left out, and why.
     repaired : list of str
@@ -99,6 +132,7 @@ class Matching:
     conversions: list[LayerConversion] = field(default_factory=list)
     finalizers: list[Callable[[], None]] = field(default_factory=list)
     notices: list[Notice] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)
     missing: tuple[Target, ...] = ()

@@ -15,7 +15,7 @@ from fastassign.catalog.keras_v3 import VariableGroups
 from fastassign.catalog.open import Catalog
 from fastassign.catalog.records import TensorRecord
 from fastassign.errors import Mismatch, MissingGroup
-from fastassign.matching.assignment import Hook, Matching, Notice
+from fastassign.matching.assignment import Failure, Hook, Matching, Notice, failure_text
 from fastassign.targets.target import ModelTargets, OwnVariables
 
 
@@ -56,7 +56,7 @@ class _ObjectError(Exception):
 class _Failures:
     """The objects that failed and did not succeed under another path, in order, with the error."""
 
-    by_id: dict[int, tuple[Any, str]] = field(default_factory=dict)
+    by_id: dict[int, Failure] = field(default_factory=dict)
 
 
 class _Walk:
@@ -78,18 +78,9 @@ class _Walk:
         if not failures.by_id:
             return
         failed = list(failures.by_id.values())
-        text = (
-            f"A total of {len(failed)} objects could not "
-            "be loaded. Example error message for "
-            f"object {failed[0][0]}:\n\n"
-            f"{failed[0][1]}\n\n"
-            "List of objects that could not be loaded:\n"
-            f"{[obj for obj, _ in failed]}"
-        )
         if not self._skip_mismatch:
-            raise Mismatch(text, hint=self._hint())
-        self.matching.notices.append(Notice(text))
-        self.matching.skipped += [f"{obj}: {error}" for obj, error in failed]
+            raise Mismatch(failure_text(failed), hint=self._hint())
+        self.matching.failures += failed
 
     def _object(self, obj: Any, path: str, failures: _Failures) -> None:
         if id(obj) in self._visited:
@@ -99,7 +90,7 @@ class _Walk:
             self._own(obj, path)
             failed = False
         except _ObjectError as error:
-            failures.by_id[id(obj)] = obj, str(error)
+            failures.by_id[id(obj)] = Failure(obj, str(error))
             failed = True
         before = len(failures.by_id)
         for name, child in self._model.children(obj):
@@ -123,7 +114,7 @@ class _Walk:
             kind = kind_of(item)
             if kind == "saveable":
                 self._object(item, _join(path, names.unique(self._model.container_name(item))), failures)
-            elif kind == "container":
+            elif kind == "container" and self._model.nested_containers:
                 name = names.unique("container")
                 # TensorFlow keeps a list of (name, variable) tuples on every layer: nothing to descend into.
                 if any(map(kind_of, _items(item))):
@@ -133,12 +124,12 @@ class _Walk:
         if self._groups.has_path(path):
             self._container(container, path, failures, seen)
             return
-        # Files from before containers inside containers were saved (Keras before 3.13) lack the group: what is in
+        # Files from before containers inside containers were saved (Keras before 3.15) lack the group: what is in
         # there keeps its values, with a warning. Stock also warns about containers that only mirror a layer
         # that failed under its own path already (`_operations_by_depth`); that warning says nothing and is left out.
         failures_inside = _Failures()
         self._container(container, path, failures_inside, seen)
-        lost = [obj for key, (obj, _) in failures_inside.by_id.items() if key not in failures.by_id]
+        lost = [failure.obj for key, failure in failures_inside.by_id.items() if key not in failures.by_id]
         if lost:
             text = (
                 f"Skipping nested container at '{path}': no "
@@ -171,9 +162,7 @@ class _Walk:
         except _ObjectError as error:
             if not self._skip_mismatch:
                 raise Mismatch(str(error), hint=self._hint()) from error
-            text = f"Could not load weights in object {obj}. Skipping object. Exception encountered: {error}"
-            self.matching.notices.append(Notice(text))
-            self.matching.skipped.append(f"{obj}: {error}")
+            self.matching.failures.append(Failure(obj, str(error)))
         self._visited.add(id(obj))
         for name, child in self._model.children(obj):
             kind = self._model.node_kind(child)
@@ -221,7 +210,7 @@ class _Walk:
         )
         if not own.expected:
             text += "This is likely because the optimizer has not been called/built yet."
-        self.matching.notices.append(Notice(text, "warnings" if self._model.library == "keras" else "logging"))
+        self.matching.notices.append(Notice(text, "warnings" if self._model.library == "keras" else "absl"))
         self.matching.skipped.append(f"optimizer {obj.name}: {own.expected} variables, {len(names)} saved")
 
     def _assign(self, own: OwnVariables, group: str | None) -> None:

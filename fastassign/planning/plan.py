@@ -192,7 +192,7 @@ class Plan:
     def _leftovers(self) -> list[tuple[str, Sequence[str]]]:
         matching = self.matching
         return [
-            ("skipped", matching.skipped),
+            ("skipped", [*matching.skipped, *(f"{each.obj}: {each.error}" for each in matching.failures)]),
             ("repaired", matching.repaired),
             ("missing in the file", [target.name for target in matching.missing]),
             ("unexpected in the file", [record.key for record in matching.unexpected]),

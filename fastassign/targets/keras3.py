@@ -28,8 +28,11 @@ _UNBUILT = (
     "by using `build()`."
 )
 
+# Keras 3.15 began to descend into containers inside containers, and gave up sets, which have no order.
+_NESTS = hasattr(saving_lib, "_container_path_present")
+
 # Values of these types are what the walk looks into; everything else it passes over.
-_CONTAINERS = (list, dict, tuple)
+_CONTAINERS = (list, dict, tuple) if _NESTS else (list, dict, tuple, set)
 
 # Class attributes of these types never evaluate to a saveable or a container.
 _INERT = (types.FunctionType, types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType,
@@ -76,6 +79,7 @@ class Keras3Targets:
     """
 
     library: Literal["keras", "tf_keras"] = "keras"
+    nested_containers = _NESTS
 
     def __init__(self, model: Any) -> None:
         if keras.backend.backend() != "tensorflow":

@@ -91,6 +91,8 @@ class ModelTargets(Protocol):
 
     library: Literal["keras", "tf_keras"]
     model: Any
+    # Whether the library's walk descends into containers inside containers: Keras since 3.15.
+    nested_containers: bool
 
     def check_built(self, layout: Literal["legacy", "keras3"]) -> None:
         """Raise what stock raises for a model without variables, before the file is opened."""

@@ -43,6 +43,7 @@ class TfKerasTargets:
     """
 
     library: Literal["keras", "tf_keras"] = "tf_keras"
+    nested_containers = False
 
     def __init__(self, model: Any) -> None:
         check_eager()
