@@ -12,6 +12,7 @@ from typing import Any
 import h5py
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 import tf_keras
 from keras.src.legacy.saving import legacy_h5_format
@@ -20,6 +21,14 @@ from keras.src.utils import naming
 import fastassign
 
 LIBRARIES = {"keras": keras, "tf_keras": tf_keras}
+
+KERAS_VERSION = tuple(map(int, keras.__version__.split(".")[:2]))
+TENSORFLOW_VERSION = tuple(map(int, tf.__version__.split(".")[:2]))
+
+# Values are compared with every Keras; where its texts or checks changed, with the newest.
+needs_keras_3_15 = pytest.mark.skipif(
+    KERAS_VERSION < (3, 15), reason="fastassign has the texts and checks of Keras 3.15, this one's are older"
+)
 
 # A container missing in the file, of which stock warns whenever anything in it failed: also where the container only
 # mirrors layers that failed under their own path. There fastassign does not repeat it (by_path.py).

@@ -4,7 +4,20 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from differential import check, differences, fill, fresh, our_load, perturb, quiet, saved, snapshot, stock_load, text_of
+from differential import (
+    check,
+    differences,
+    fill,
+    fresh,
+    needs_keras_3_15,
+    our_load,
+    perturb,
+    quiet,
+    saved,
+    snapshot,
+    stock_load,
+    text_of,
+)
 
 import fastassign
 
@@ -100,6 +113,7 @@ def test_methods_that_work(cls, tmp_path):
     check(build, saved(build, tmp_path / "x.keras"))
 
 
+@needs_keras_3_15
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("cls", [Raising, MissingKey, WrongShape])
 def test_methods_that_fail(cls, skip, tmp_path):
@@ -315,6 +329,7 @@ def test_quantised_and_lora(kind, mode, bias, lora, tmp_path):  # row 58
         assert "hook" not in done.report.routes
 
 
+@needs_keras_3_15
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("loading", [None, "int8", "int4", "float8"])
 @pytest.mark.parametrize("saving", [None, "int8", "float8"])

@@ -10,7 +10,7 @@ import random
 import keras
 import numpy as np
 import pytest
-from differential import check, fresh, saved, twins
+from differential import check, fresh, needs_keras_3_15, saved, twins
 from keras.src.saving import saving_lib
 
 from fastassign.targets.keras3 import Keras3Targets
@@ -270,6 +270,7 @@ def test_same_model(seed, tmp_path):
     check(pair, saved(pair, tmp_path / "x.weights.h5"))
 
 
+@needs_keras_3_15
 @pytest.mark.parametrize("seed", range(100))
 def test_changed_model(seed, tmp_path):
     rng = random.Random(1000 + seed)

@@ -9,10 +9,12 @@ import tensorflow as tf
 import tf_keras
 from differential import (
     LIBRARIES,
+    TENSORFLOW_VERSION,
     check,
     differences,
     fill,
     fresh,
+    needs_keras_3_15,
     our_load,
     perturb,
     saved,
@@ -206,13 +208,15 @@ def test_autocast_scope_does_not_round(tmp_path):  # row 71: tf_keras rounds the
     wanted = [value_of(w).tobytes() for w in fill(fresh(build)).weights]
     with enable_auto_cast_variables(tf.float16):
         assert stock_load(model, path).error is None
-    assert [value_of(w).tobytes() for w in model.weights] != wanted, "stock no longer rounds"
+    if TENSORFLOW_VERSION >= (2, 17):  # tf_keras 2.16 does not round yet
+        assert [value_of(w).tobytes() for w in model.weights] != wanted, "stock no longer rounds"
     perturb(model, 0.5)
     with enable_auto_cast_variables(tf.float16):
         fastassign.load_weights(model, path)
     assert [value_of(w).tobytes() for w in model.weights] == wanted
 
 
+@needs_keras_3_15
 def test_autocast_scope_of_keras3(tmp_path):
     from keras.src.backend.common.variables import AutocastScope
 

@@ -14,6 +14,7 @@ from differential import (
     differences,
     fill,
     fresh,
+    needs_keras_3_15,
     our_load,
     perturb,
     quiet,
@@ -73,6 +74,7 @@ def test_second_variable_does_not_fit(k, skip, tmp_path):
     check(lambda: chain(k, 4, names="p"), path, skip_mismatch=skip)
 
 
+@needs_keras_3_15
 @pytest.mark.parametrize("skip", [False, True])
 def test_wrong_keys(k, skip, tmp_path):
     """The right number of datasets under other names."""
@@ -99,6 +101,7 @@ def test_bias_removed(k, suffix, tmp_path):
         check(lambda: chain(k, 4, 4, use_bias=False), path, skip_mismatch=skip)
 
 
+@needs_keras_3_15
 def test_arguments_of_keras3(tmp_path):  # row 44
     def build():
         return chain(keras, 4, names="p")
@@ -202,6 +205,7 @@ def test_dict_in_another_order(k, tmp_path):  # row 48, bug B5
     check(lambda: build("p", "q"), path)
 
 
+@needs_keras_3_15
 def test_nested_containers(k, tmp_path):  # row 51
     def build():
         D = k.layers.Dense

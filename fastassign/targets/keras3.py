@@ -279,14 +279,10 @@ class _Count:
         return range(self._count)
 
 
-# Called get_attr_skiplist before Keras 3.6.
-_get_skipset = getattr(saving_lib, "get_attr_skipset", None) or saving_lib.get_attr_skiplist
-
-
 @cache
 def _skipset(obj_type: str) -> frozenset[str]:
     # Keras builds a throw-away object per call; one call per kind of object and process is enough.
-    return frozenset(_get_skipset(obj_type))
+    return frozenset(saving_lib.get_attr_skipset(obj_type))
 
 
 # What the walk does with values of a type: asked 60 times per object, answered once per type.
