@@ -7,7 +7,9 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -173,7 +175,7 @@ class _Run:
     def _submit(self, workers: Workers, number: int, opened: _OpenBatch) -> bool:
         """Queue the reads of a batch; return whether there are any."""
         batch = opened.batch
-        views = [host.as_bytes(array) for array in opened.arrays]
+        views = opened.views()
         for read in batch.reads:
             workers.submit(number, partial(fill, self._source, self._buffers(read, views), read.offset, read.nbytes))
         opened.unread = len(batch.reads)
@@ -197,8 +199,12 @@ class _Run:
         self._file.check_unchanged()
         begin = time.perf_counter()
         for opened in finished:
-            for placement, value, array in zip(opened.batch.placements, opened.values, opened.arrays, strict=True):
-                self._assign(placement, value, array)
+            members = zip(opened.batch.placements, opened.values, opened.arrays, strict=True)
+            # An op whose device is named is not placed first: a quarter less time per variable.
+            for device, group in groupby(members, key=lambda member: member[0].assignment.target.device):
+                with tf.device(device) if device else nullcontext():
+                    for placement, value, array in group:
+                        self._assign(placement, value, array)
             opened.release()
         finished.clear()
         self._assigning += time.perf_counter() - begin
@@ -300,7 +306,7 @@ def _tell_user(matching: Matching, failures: list[Failure]) -> None:
 class _OpenBatch:
     """A batch whose buffers exist."""
 
-    __slots__ = ("arrays", "batch", "unread", "values")
+    __slots__ = ("_arena", "arrays", "batch", "unread", "values")
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
@@ -309,15 +315,25 @@ class _OpenBatch:
         self.values: list[Any] = []
         self.arrays: list[np.ndarray[Any, Any]] = []
         with tf.device("CPU:0"):
-            arena = host.Arena(batch.arena_bytes) if batch.arena_bytes else None
+            self._arena = host.Arena(batch.arena_bytes) if batch.arena_bytes else None
             for placement, start in zip(batch.placements, batch.arena_starts, strict=True):
-                value, array = _allocate(placement, arena, start)
+                value, array = _allocate(placement, self._arena, start)
                 self.values.append(value)
                 self.arrays.append(array)
 
+    def views(self) -> list[memoryview]:
+        """Return the memory of each value as bytes."""
+        # Cut out of the arena as a whole: an array costs three times as much to look at as bytes.
+        arena = memoryview(b"") if self._arena is None else host.as_bytes(self._arena.memory)
+        members = zip(self.batch.placements, self.batch.arena_starts, self.arrays, strict=True)
+        return [
+            arena[start : start + placement.nbytes] if placement.route == "arena" else host.as_bytes(array)
+            for placement, start, array in members
+        ]
+
     def release(self) -> None:
         """Let go of the memory: what was assigned belongs to the variables now."""
-        self.values, self.arrays = [], []
+        self.values, self.arrays, self._arena = [], [], None
 
 
 def _allocate(placement: Placement, arena: host.Arena | None, start: int) -> tuple[Any, np.ndarray[Any, Any]]:

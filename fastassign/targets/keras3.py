@@ -237,13 +237,14 @@ class Keras3Targets:
         """Return the target of a Keras variable; the same object for the same variable."""
         found = self._targets.get(id(variable))
         if found is None:
-            value = variable._value
+            resource = plain_resource(variable._value) if self._handles else None
             found = Target(
                 name=variable.path,
                 shape=tuple(variable._shape),
                 dtype=variable._dtype,
                 variable=variable,
-                resource=plain_resource(value) if self._handles else None,
+                resource=resource,
+                device=resource.device if resource is not None else "",
             )
             self._targets[id(variable)] = found
         return found

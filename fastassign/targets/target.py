@@ -24,6 +24,8 @@ class Target:
     resource : object or None
         The plain ``tf.Variable`` behind it, if the raw assign op may be used on its handle; ``None`` for
         distributed, sharded and wrapped variables, whose own ``assign`` knows more than one handle.
+    device : str
+        TensorFlow's full name of the device that the resource stands on; empty where there is no resource.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Target:
     dtype: str
     variable: Any
     resource: Any | None
+    device: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -48,10 +48,12 @@ def shape_text(shape: tuple[int, ...]) -> str:
 def target_of(variable: tf.Variable, *, handles: bool) -> Target:
     """Make the target of a ``tf.Variable``, looking through tf_keras' autocasting wrapper."""
     inner = getattr(variable, "_variable", variable)
+    resource = plain_resource(inner) if handles else None
     return Target(
         name=variable.name,
         shape=tuple(inner.shape.as_list()),
         dtype=inner.dtype.base_dtype.name,
         variable=variable,
-        resource=plain_resource(inner) if handles else None,
+        resource=resource,
+        device=resource.device if resource is not None else "",
     )
