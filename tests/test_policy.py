@@ -10,6 +10,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
+from differential import needs_keras_3_15
 
 import fastassign as fa
 from fastassign.catalog import classic, policy
@@ -97,6 +98,7 @@ class TestEveryAttack:
             catalog.to_dict()["refused"]
         )
 
+    @needs_keras_3_15
     @each(lambda attack: attack.stock is not None)
     def test_stock_refuses_it_in_the_same_words(self, attack, path):
         attack.build(path)
@@ -244,6 +246,7 @@ class TestLinks:
         catalog = fa.inspect(path, options=fa.LoadOptions(allow={"soft-link"}))
         assert [(key, r.rule) for key, r in catalog.contents.refusals.items()] == [("layers/up", "group-cycle")]
 
+    @needs_keras_3_15
     def test_a_layer_of_a_legacy_file_behind_a_link(self, tmp_path):
         path = tmp_path / "model.h5"
         with h5py.File(path, "w") as file:
@@ -264,6 +267,7 @@ class TestLinks:
         fa.load_weights(model, path, options=fa.LoadOptions(allow={"soft-link"}))
         assert same(values(model), [attacks.KERNEL, attacks.BIAS])
 
+    @needs_keras_3_15
     def test_the_weights_of_a_whole_model_file_behind_a_link(self, tmp_path):
         path = tmp_path / "model.h5"
         with h5py.File(path, "w") as file:
