@@ -1,7 +1,8 @@
 """Python's garbage collector, held back while a load makes many small objects.
 
-A model keeps hundreds of thousands of objects alive; the collector looks at all of them whenever a few thousand
-new ones were made. Indexing 5,000 tensors took 290 ms with it and 30 ms without.
+A model keeps hundreds of thousands of objects alive, and now and then the collector looks at all of them. Taking the
+index of 5,000 tensors from the cache, beside a model of as many, took 29 ms without it; with it 33 ms in the median of
+nine, and 396 ms when the collector came.
 """
 
 from __future__ import annotations

@@ -25,7 +25,12 @@ def test_python_of_the_readme_runs(number, tmp_path, monkeypatch, capsys):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="dense")])
     path = tmp_path / ("model.h5" if "by_name" in BLOCKS[number] else "model.weights.h5")
     (model.save if path.name == "model.h5" else model.save_weights)(path)
-    exec(compile(BLOCKS[number], "README.md", "exec"), {"fa": fastassign, "model": model, "path": path})
+    names = {"fa": fastassign, "model": model, "path": path}
+    exec(compile(BLOCKS[number], "README.md", "exec"), names)
+    if "report" in names:
+        assert names["report"].assigned == len(names["plan"].rows()) == len(names["catalog"]) == 2
+    else:
+        assert "2 variables" in capsys.readouterr().out
 
 
 def test_there_is_python_in_the_readme():

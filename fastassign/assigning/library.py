@@ -96,6 +96,7 @@ def run_hooks(matching: Matching, read: ReadArray, *, skip_mismatch: bool) -> tu
                 rollback.restore()
                 raise _failure(matching, hook, error) from error
             failures.append(Failure(hook.obj, str(error)))
+            continue
         names += [str(getattr(variable, "path", None) or variable.name) for variable in variables]
     return rollback, names, failures
 

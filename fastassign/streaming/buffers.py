@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-# EIGEN_MAX_ALIGN_BYTES of TensorFlow's wheels: computing on less aligned memory aborts the process.
-ALIGNMENT = 64
+from fastassign.planning.plan import ALIGNMENT
 
 
 def aligned(nbytes: int) -> np.ndarray[Any, Any]:

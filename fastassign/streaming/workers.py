@@ -2,8 +2,8 @@
 
 Not a ``concurrent.futures`` pool: jobs come back in the order in which they end, a job costs 3 microseconds
 instead of 30, stopping does not wait for what has not begun, and the calling thread does jobs itself while it
-has nothing else to do. With a thread per core and one more that assigns, the assigning one loses its core at
-every system call: ResNet152 took 1.5 times as long.
+has nothing else to do. With more threads than cores the one that assigns loses its core at every system call: on
+2 cores ResNet152 took 103 ms with two threads, 109 with three, 123 with four.
 """
 
 from __future__ import annotations
