@@ -7,14 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastassign.benchmarks import machine
-from fastassign.benchmarks.compare import HEAD, Comparison, compare
+from fastassign.benchmarks import compare, graph, machine, swap
 from fastassign.benchmarks.models import MODELS
 from fastassign.benchmarks.peak import peak_extra_bytes
 
-MEMORY_HEAD = ("case", "loader", "peak extra", "planned", "largest variable")
+Tell = Callable[[str], None]
 
-__all__ = ["HEAD", "MEMORY_HEAD", "Result", "run_suite"]
+# Tokens a call of the server loop: a step of decoding with a short prompt.
+_TOKENS = 16
+_SWAPS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Figures to print, and the same as JSON-ready data under a key."""
+
+    key: str
+    title: str
+    head: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    data: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,30 +34,17 @@ class Result:
     """All figures of one run."""
 
     machine: dict[str, Any]
-    comparisons: list[Comparison]
-    memory: dict[str, dict[str, dict[str, int]]]
-
-    def memory_rows(self) -> list[tuple[str, ...]]:
-        """Return the rows of ``MEMORY_HEAD``."""
-        return [
-            (case, loader, *(f"{figures[name] / 1e6:,.0f} MB" for name in ("extra", "planned", "largest")))
-            for case, loaders in self.memory.items()
-            for loader, figures in loaders.items()
-        ]
+    tables: list[Table]
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON-ready data."""
-        return {
-            "machine": self.machine,
-            "page_cache": "warm",
-            "comparisons": [comparison.to_dict() for comparison in self.comparisons],
-            "peak_memory": self.memory,
-        }
+        data: dict[str, Any] = {"machine": self.machine, "page_cache": "warm"}
+        for table in self.tables:
+            data.setdefault(table.key, []).extend(table.data)
+        return data
 
 
-def run_suite(
-    folder: Path, *, cases: Sequence[str], repeats: int, tell: Callable[[str], None] = lambda _: None
-) -> Result:
+def run_suite(folder: Path, *, cases: Sequence[str], repeats: int, tell: Tell = lambda _: None) -> Result:
     """Make the files and measure them.
 
     Parameters
@@ -53,39 +52,110 @@ def run_suite(
     folder : pathlib.Path
         Where the files go: 2 GB for all cases.
     cases : sequence of str
-        Keys of ``MODELS``.
+        Keys of ``CASES``.
     repeats : int
         Runs behind each median.
     tell : callable
         Gets a line before each step.
     """
-    comparisons: list[Comparison] = []
-    memory: dict[str, dict[str, dict[str, int]]] = {}
+    unknown = [case for case in cases if case not in CASES]
+    if unknown:
+        raise ValueError(f"unknown case {unknown[0]!r}; there are {', '.join(CASES)}")
+    tables: list[Table] = []
     for case in cases:
-        if case not in MODELS:
-            raise ValueError(f"unknown case {case!r}; there are {', '.join(MODELS)}")
-        tell(f"{case}: building and saving with Keras")
-        model = MODELS[case]()
-        paths = [folder / f"{case}.weights.h5", folder / f"{case}.h5"]
-        model.save_weights(paths[0])
-        model.save(paths[1])
-        comparisons += [compare(f"{case} {_suffix(path)}", model, path, repeats=repeats, tell=tell) for path in paths]
-        if case == "G":
-            archive = folder / f"{case}.keras"
-            model.save(archive)
-            # Stock reads this one for a minute: once is enough.
-            comparisons.append(compare(f"{case} .keras", model, archive, repeats=repeats, slow_repeats=1, tell=tell))
-            archive.unlink()
-            memory[case] = {}
-            for loader in ("stock", "fastassign"):
-                tell(f"{case}: peak memory of {loader}")
-                memory[case][loader] = peak_extra_bytes(
-                    f"{MODELS[case].__module__}:{MODELS[case].__name__}", paths[0], loader
-                )
-        for path in paths:
-            path.unlink()
-    return Result(machine.describe(), comparisons, memory)
+        tables += CASES[case](case, folder, repeats, tell)
+    return Result(machine.describe(), tables)
+
+
+def _load(case: str, folder: Path, repeats: int, tell: Tell) -> list[Table]:
+    tell(f"{case}: building and saving with Keras")
+    model = MODELS[case]()
+    paths = [folder / f"{case}.weights.h5", folder / f"{case}.h5"]
+    model.save_weights(paths[0])
+    model.save(paths[1])
+    found = [compare.compare(f"{case} {_suffix(path)}", model, path, repeats=repeats, tell=tell) for path in paths]
+    tables = []
+    if case == "G":
+        archive = folder / f"{case}.keras"
+        model.save(archive)
+        # Stock reads this one for a minute: once is enough.
+        found.append(compare.compare(f"{case} .keras", model, archive, repeats=repeats, slow_repeats=1, tell=tell))
+        archive.unlink()
+        tables.append(_memory(case, paths[0], tell))
+    for path in paths:
+        path.unlink()
+    title = f"{case}: seconds to load, page cache warm (medians)"
+    return [Table("comparisons", title, compare.HEAD, [c.row for c in found], [c.to_dict() for c in found]), *tables]
+
+
+def _memory(case: str, path: Path, tell: Tell) -> Table:
+    figures = {}
+    for loader in ("stock", "fastassign"):
+        tell(f"{case}: peak memory of {loader}")
+        figures[loader] = peak_extra_bytes(f"{MODELS[case].__module__}:{MODELS[case].__name__}", path, loader)
+    rows = [
+        (loader, *(f"{measured[name] / 1e6:,.0f} MB" for name in ("extra", "planned", "largest")))
+        for loader, measured in figures.items()
+    ]
+    head = ("loader", "peak extra", "planned", "largest variable")
+    data = [{"case": case, "loader": loader, **measured} for loader, measured in figures.items()]
+    return Table("peak_memory", f"{case}: peak memory beyond the model", head, rows, data)
+
+
+def _graph(case: str, folder: Path, repeats: int, tell: Tell) -> list[Table]:
+    found = []
+    for count in (200, 1000):
+        for nbytes in (200_000, 4_000):
+            tell(f"{case}: {count} variables of {nbytes} bytes")
+            found.append(graph.compare_assign(count, nbytes, repeats=repeats))
+    tell(f"{case}: from a file")
+    found.append(graph.compare_load(folder, repeats=repeats))
+    title = "TensorFlow 1 session: batch_set_value and load_weights (stock), fastassign (medians)"
+    return [Table("graph", title, graph.HEAD, [c.row for c in found], [c.to_dict() for c in found])]
+
+
+def _swap(case: str, folder: Path, repeats: int, tell: Tell) -> list[Table]:
+    found = []
+    for name in ("G", "R"):
+        tell(f"{case}: building and saving {name} with Keras")
+        model = MODELS[name]()
+        for suffix in (".weights.h5", ".h5"):
+            paths = _two_files(model, folder, name, suffix)
+            found.append(swap.compare_swaps(f"{name} {suffix}", model, paths, repeats=repeats, tell=tell))
+            for path in paths:
+                path.unlink()
+    title = "Weights swapped by a Loader, two files in turn, page cache warm (medians)"
+    return [Table("swap", title, swap.SWAP_HEAD, [c.row for c in found], [c.to_dict() for c in found])]
+
+
+def _serve(case: str, folder: Path, repeats: int, tell: Tell) -> list[Table]:
+    tell(f"{case}: building and saving G with Keras")
+    model = MODELS["G"]()
+    paths = _two_files(model, folder, "G", ".weights.h5")
+    tell(f"{case}: calling it, {max(repeats, _SWAPS)} swaps")
+    found = swap.serve(f"G, {_TOKENS} tokens a call", model, paths, tokens=_TOKENS, swaps=max(repeats, _SWAPS))
+    for path in paths:
+        path.unlink()
+    title = "Calls of a model while its weights are swapped by load_async"
+    return [Table("serve", title, swap.SERVE_HEAD, [found.row], [found.to_dict()])]
+
+
+def _two_files(model: Any, folder: Path, name: str, suffix: str) -> tuple[Path, Path]:
+    paths = folder / f"{name}-1{suffix}", folder / f"{name}-2{suffix}"
+    for value, path in enumerate(paths):
+        for weight in model.weights[::7]:
+            weight.assign(weight + float(value))
+        (model.save_weights if suffix == ".weights.h5" else model.save)(path)
+    return paths
 
 
 def _suffix(path: Path) -> str:
     return ".weights.h5" if path.name.endswith(".weights.h5") else path.suffix
+
+
+CASES: dict[str, Callable[[str, Path, int, Tell], list[Table]]] = {
+    **dict.fromkeys(MODELS, _load),
+    "graph": _graph,
+    "swap": _swap,
+    "serve": _serve,
+}

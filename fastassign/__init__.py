@@ -15,14 +15,17 @@ from fastassign.errors import (
     FastAssignError,
     Malformed,
     Mismatch,
+    NoSession,
     Refused,
     Truncated,
 )
+from fastassign.loader import Loader, LoadFuture
 from fastassign.options import LoadOptions
+from fastassign.patching.switch import accelerate, install, uninstall
 from fastassign.planning.plan import Plan
 from fastassign.progress import ProgressEvent
 from fastassign.report import Report
-from fastassign.verbs import inspect, load_weights, plan
+from fastassign.verbs import assign, inspect, load_weights, plan, release_buffers
 
 __version__ = "0.1.0"
 
@@ -33,16 +36,24 @@ __all__ = [
     "Changed",
     "FastAssignError",
     "Limits",
+    "LoadFuture",
     "LoadOptions",
+    "Loader",
     "Malformed",
     "Mismatch",
+    "NoSession",
     "Plan",
     "ProgressEvent",
     "Refused",
     "Report",
     "Truncated",
     "__version__",
+    "accelerate",
+    "assign",
     "inspect",
+    "install",
     "load_weights",
     "plan",
+    "release_buffers",
+    "uninstall",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -16,6 +17,7 @@ import typer
 
 import fastassign
 from fastassign.errors import FastAssignError, Mismatch
+from fastassign.program import Program
 from fastassign.targets.discover import check_tensorflow
 
 app = typer.Typer(
@@ -73,25 +75,27 @@ def plan(
 
 @app.command()
 def bench(
-    case: Annotated[list[str] | None, typer.Option(help="G, R or T; may be repeated. All if left out.")] = None,
+    case: Annotated[
+        list[str] | None, typer.Option(help="G, R, T, graph, swap or serve; may be repeated. All if left out.")
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Runs behind each median.")] = 5,
     folder: Annotated[Path | None, typer.Option(help="Where the model files are made (about 2 GB).")] = None,
     out: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
 ) -> None:
     """Measure stock Keras, fastassign and the limit of this machine, interleaved in one process.
 
-    G is GPT-like (638 MB in 195 tensors), R is ResNet152 (242 MB in 932), T has 5,000 tiny tensors. Files are read
-    from the page cache. Seconds are medians; on a noisy machine only the ratios mean anything.
+    G is GPT-like (638 MB in 195 tensors), R is ResNet152 (242 MB in 932), T has 5,000 tiny tensors; graph is a
+    TensorFlow 1 session, swap repeated loads by a Loader, serve a model that is called meanwhile. Files are read from
+    the page cache. Seconds are medians; on a noisy machine only the ratios mean anything.
     """
     _quiet_tensorflow()
     check_tensorflow()
-    from fastassign.benchmarks.suite import HEAD, MEMORY_HEAD, run_suite
+    from fastassign.benchmarks.suite import CASES, run_suite
 
     with tempfile.TemporaryDirectory(dir=folder, prefix="fastassign-bench-") as place:
-        result = run_suite(Path(place), cases=case or ["G", "R", "T"], repeats=repeats, tell=_say)
-    _table("Seconds to load, page cache warm (medians)", HEAD, [c.row for c in result.comparisons], right=set())
-    if result.memory:
-        _table("Peak memory beyond the model", MEMORY_HEAD, result.memory_rows(), right={2, 3, 4})
+        result = run_suite(Path(place), cases=case or list(CASES), repeats=repeats, tell=_say)
+    for table in result.tables:
+        _table(table.title, table.head, table.rows, right=set())
     if out is not None:
         out.write_text(json.dumps(result.to_dict(), indent=1) + "\n")
 
@@ -131,13 +135,51 @@ def demo() -> None:
     print(report)
 
 
+class _Launch(BaseException):
+    """Leaves the command line behind, before a program runs."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+
+
+@app.command(context_settings={"allow_interspersed_args": False})
+def run(
+    program: Annotated[
+        list[str], typer.Argument(help="SCRIPT.py, or with -m a module; then its arguments.", show_default=False)
+    ],
+    as_module: Annotated[bool, typer.Option("-m", help="Run a module, as python -m does.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tell of each call who did it.")] = False,
+) -> None:
+    """Run an unchanged Python program whose load_weights and load_model go through fastassign.
+
+    Options of this command come before the program, the program's own after it.
+    """
+    name, *arguments = program
+    if not as_module and not Path(name).is_file():
+        raise typer.BadParameter(f"there is no script {name!r}", param_hint="PROGRAM")
+    if verbose:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("fastassign: %(message)s"))
+        logger = logging.getLogger("fastassign")
+        logger.addHandler(handler)
+        logger.setLevel(logging.DEBUG)
+    raise _Launch(Program(name, tuple(arguments), as_module))
+
+
 def main() -> None:
     """Run the command line; errors of ours are printed without a traceback, with what to do next."""
     try:
         app()
+        return
     except FastAssignError as error:
         _explain(error)
         sys.exit(1)
+    except _Launch as launch:
+        program = launch.program
+    # Out here neither typer nor our printing of errors comes between the program and Python.
+    sys.excepthook = sys.__excepthook__
+    fastassign.install()
+    program.run()
 
 
 def _explain(error: FastAssignError) -> None:

@@ -150,6 +150,10 @@ class MissingGroup(Mismatch, KeyError):
     """The file lacks a group that the layout can't do without."""
 
 
+class NoSession(FastAssignError, ValueError):
+    """The variables belong to a TensorFlow 1 graph, and there is no session to assign them in."""
+
+
 class Budget(FastAssignError, MemoryError):
     """The load can't be done within the memory that the options allow."""
 

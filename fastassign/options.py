@@ -45,6 +45,10 @@ class LoadOptions:
     max_staging_bytes : int
         The most memory that values read but not yet assigned may take. A load that needs more is refused
         before it starts.
+    swap : {"each", "together"}
+        How a ``Loader`` changes variables that are in use. ``"each"``: as soon as may be, one after the other;
+        ``"together"``: all at the end, under ``Loader.lock``, so that whoever holds it never sees old values beside
+        new ones. That takes host memory of the size of all weights.
     allow : frozenset of str
         Rules of the policy for untrusted files to switch off, by name (see ``docs/policy.md``).
     limits : Limits
@@ -60,6 +64,7 @@ class LoadOptions:
     window_bytes: int = 64 << 20
     arena_bytes: int = 128 << 10
     max_staging_bytes: int = 8 << 30
+    swap: Literal["each", "together"] = "each"
     allow: frozenset[str] = frozenset()
     limits: Limits = field(default_factory=Limits)
     index_cache: bool = True
@@ -72,6 +77,8 @@ class LoadOptions:
             raise ValueError(f"unknown rule {unknown[0]!r} in allow; the rules are {sorted(RULES)}")
         if self.match not in ("names", "stock"):
             raise ValueError(f'match must be "names" or "stock", not {self.match!r}')
+        if self.swap not in ("each", "together"):
+            raise ValueError(f'swap must be "each" or "together", not {self.swap!r}')
         for name, least in (("threads", 1), ("read_bytes", 4096), ("gap_bytes", 0), ("window_bytes", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")

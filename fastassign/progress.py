@@ -11,10 +11,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ProgressEvent:
-    """The state of a load after a variable was assigned.
+    """The state of a load after a variable was assigned; where all is read first, also after each step of that.
 
     Attributes
     ----------
+    read_bytes : int
+        Bytes of the file's tensors that have been read.
     done_bytes, total_bytes : int
         Bytes of the file's tensors that are in their variables, and that will be.
     done_variables, total_variables : int
@@ -22,9 +24,10 @@ class ProgressEvent:
     seconds : float
         Since reading began.
     variable : str
-        The variable that was assigned last.
+        The variable that was assigned last; empty before the first.
     """
 
+    read_bytes: int
     done_bytes: int
     total_bytes: int
     done_variables: int
@@ -77,6 +80,11 @@ def _bar() -> Iterator[Callback]:
             # The bar redraws ten times a second; 5,000 variables would only queue behind it.
             if now - shown >= 0.1 or event.done_bytes == event.total_bytes:
                 shown = now
-                bar.update(task, completed=event.done_bytes, total=event.total_bytes, name=event.variable)
+                bar.update(
+                    task,
+                    completed=max(event.read_bytes, event.done_bytes),
+                    total=event.total_bytes,
+                    name=event.variable,
+                )
 
         yield update

@@ -40,6 +40,9 @@ class Report:
         Variables by route.
     index_cached : bool
         Whether the index came from the cache.
+    plan : str
+        ``"made"``; of a ``Loader`` also ``"kept"``, where the plan of the load before was used again, or
+        ``"made again: "`` with the reason.
     limit_gbps : float or None
         The rate of the same machine reading the same bytes from the page cache, where it was measured
         (``fastassign bench`` does), in GB/s (1e9 bytes).
@@ -56,6 +59,7 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)
     routes: dict[str, int] = field(default_factory=dict)
     index_cached: bool = False
+    plan: str = "made"
     limit_gbps: float | None = None
 
     @property
@@ -98,6 +102,8 @@ class Report:
             lines.append((label, shown if items else "none"))
         stages = ", ".join(f"{stage} {seconds:.3f}" for stage, seconds in self.seconds.items())
         lines.append(("seconds", stages + (" (index from the cache)" if self.index_cached else "")))
+        if self.plan != "made":
+            lines.append(("plan", self.plan))
         share = f", {self.share_of_limit:.0%} of the limit" if self.share_of_limit is not None else ""
         lines.append(("rate", f"{self.gbps:.2f} GB/s{share}"))
         return lines

@@ -5,19 +5,17 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-from fastassign.catalog.open import Catalog, open_catalog
+from fastassign.catalog.open import Catalog
 from fastassign.collection import held_back
-from fastassign.errors import Unsupported
-from fastassign.matching.match import Request, choose_layout, match
+from fastassign.matching.match import Request
 from fastassign.options import LoadOptions
-from fastassign.planning.plan import Plan, make_plan
+from fastassign.pipeline import Job, index, total
+from fastassign.planning.plan import Plan
 from fastassign.progress import Callback
 from fastassign.report import Report
-from fastassign.targets.discover import discover
+from fastassign.targets.discover import check_tensorflow
 
 
 def load_weights(
@@ -41,8 +39,10 @@ def load_weights(
 
     Parameters
     ----------
-    model : keras.Model or tf_keras.Model
-        A built model: Keras 3 on the TensorFlow backend, or tf_keras.
+    model : keras.Model, tf_keras.Model, or mapping or sequence of variables
+        A built model: Keras 3 on the TensorFlow backend, or tf_keras. Or variables without one: a mapping from
+        their names in the file (the HDF5 path, or the end of it), or a sequence of variables that are called there
+        as they are in TensorFlow.
     path : str or os.PathLike
         ``.weights.h5``, ``.keras``, or a legacy ``.h5``/``.hdf5`` file (weights or whole model). As in Keras the
         name decides how it is read.
@@ -52,8 +52,8 @@ def load_weights(
         Leave variables whose shape differs as they are, with Keras' warning, instead of raising.
     objects_to_skip : iterable of keras.Layer, optional
         Keras 3 ``.weights.h5`` files: layers that keep their values.
-    session : None
-        Reserved for TensorFlow 1 graphs.
+    session : tf.compat.v1.Session, optional
+        Where the variables belong to a TensorFlow 1 graph; the default session, or tf_keras' own, if not given.
     mode : {"copy"}
         How values get into variables; ``"copy"`` reads the file into memory.
     atomic : bool
@@ -79,6 +79,8 @@ def load_weights(
         The file asks for something that the policy for untrusted files does not allow.
     Budget (MemoryError)
         The load does not fit into ``options.max_staging_bytes``.
+    NoSession (ValueError)
+        The variables belong to a graph, and there is no session.
     Truncated, ReadFailed, Changed (OSError)
         While reading: the error's ``assigned`` names the variables that have new values already.
 
@@ -130,38 +132,67 @@ def plan(
     Mismatch, Unreadable, Malformed, Truncated, Refused, Budget
         As ``load_weights``, before anything changes.
     """
-    if session is not None:
-        raise Unsupported("loading into a TensorFlow 1 session is not supported yet", file=path)
-    if mode != "copy":
-        raise ValueError(f'mode must be "copy", not {mode!r}')
-    options = options or LoadOptions()
-    begin = time.perf_counter()
-    model_targets = discover(model)
-    request = Request(
+    return _job(
+        model,
         by_name=by_name,
         skip_mismatch=skip_mismatch,
-        objects_to_skip=None if objects_to_skip is None else tuple(objects_to_skip),
-    )
-    layout = choose_layout(model_targets, Path(path), request)
-    model_targets.check_built(layout)
-    prepared = time.perf_counter()
-    catalog = _open(path, options)
-    indexed = time.perf_counter()
-    matching = match(model_targets, catalog, layout, request, options)
-    matched = time.perf_counter()
+        objects_to_skip=objects_to_skip,
+        session=session,
+        mode=mode,
+        atomic=atomic,
+        options=options,
+    ).plan(path, progress)
 
-    from fastassign.assigning.execute import execute
 
-    executor = partial(
-        execute, convert_layer=getattr(model_targets, "convert_layer", None), skip_mismatch=skip_mismatch
-    )
-    made = make_plan(catalog, matching, options, atomic=atomic, executor=executor, progress=progress)
-    made.seconds.update(
-        index=indexed - prepared,
-        match=matched - indexed + prepared - begin,
-        plan=time.perf_counter() - matched,
-    )
-    return made
+def assign(pairs: Iterable[tuple[Any, Any]], session: Any = None, *, options: LoadOptions | None = None) -> Report:
+    """Give variables values: Keras' ``batch_set_value``, checked before anything changes, and fast.
+
+    Parameters
+    ----------
+    pairs : iterable of (variable, value)
+        Variables of Keras 3, tf_keras or TensorFlow, eager or of a TensorFlow 1 graph. A value is an array, or
+        anything that numpy makes one of, or a tensor of a file: ``fastassign.inspect(path)["layer/kernel"]``.
+        Values are cast to the variable's dtype by numpy's rules, as Keras does, and copied: an array may change
+        afterwards. A variable that comes twice gets the later value.
+    session : tf.compat.v1.Session, optional
+        For variables of a graph; the default session, or tf_keras' own, if not given.
+    options : LoadOptions, optional
+        Every other knob.
+
+    Returns
+    -------
+    Report
+        What was assigned and cast, and where the time went.
+
+    Raises
+    ------
+    Mismatch (ValueError)
+        A value has another shape than its variable, or is no number.
+    NoSession (ValueError)
+        The variables belong to a graph, and there is no session.
+    Budget (MemoryError)
+        A value does not fit into ``options.max_staging_bytes``.
+    Truncated, ReadFailed, Changed (OSError)
+        While reading a file: the error's ``assigned`` names the variables that have new values already.
+
+    Examples
+    --------
+    >>> import fastassign as fa
+    >>> fa.assign([(layer.kernel, kernel), (layer.bias, 0.5 * bias)])  # doctest: +SKIP
+    """
+    check_tensorflow()
+    from fastassign.matching.by_pair import match_pairs
+
+    with held_back():
+        job = Job(model=None, request=Request(), options=options or LoadOptions(), session=session)
+        begin = time.perf_counter()
+        matchings = match_pairs(pairs)
+        matched = time.perf_counter() - begin
+        # All are planned before the first is carried out.
+        plans = [job.plan_matching(catalog, matching) for catalog, matching in matchings]
+        for made in plans:
+            made.seconds.update(match=matched / len(plans), plan=(time.perf_counter() - begin - matched) / len(plans))
+        return total([made.execute() for made in plans])
 
 
 def inspect(path: str | os.PathLike[str], *, options: LoadOptions | None = None) -> Catalog:
@@ -184,14 +215,36 @@ def inspect(path: str | os.PathLike[str], *, options: LoadOptions | None = None)
     Unreadable, Malformed, Truncated, Refused
         The file can't be indexed.
     """
-    return _open(path, options or LoadOptions())
+    return index(path, options or LoadOptions())
 
 
-def _open(path: str | os.PathLike[str], options: LoadOptions) -> Catalog:
-    return open_catalog(
-        path,
-        limits=options.limits,
-        allow=options.allow,
-        use_cache=options.index_cache,
-        max_inflated_bytes=options.max_staging_bytes,
+def release_buffers() -> None:
+    """Give the host memory that fastassign keeps for the next load back to the system.
+
+    It keeps at most 1 GiB, of what variables of TensorFlow 1 graphs let go of. Memory of eager variables belongs to
+    TensorFlow, which keeps it itself.
+    """
+    from fastassign.streaming.buffers import POOL
+
+    POOL.release()
+
+
+def _job(
+    model: Any,
+    *,
+    by_name: bool,
+    skip_mismatch: bool,
+    objects_to_skip: Iterable[Any] | None,
+    session: Any,
+    mode: str,
+    atomic: bool,
+    options: LoadOptions | None,
+) -> Job:
+    if mode != "copy":
+        raise ValueError(f'mode must be "copy", not {mode!r}')
+    request = Request(
+        by_name=by_name,
+        skip_mismatch=skip_mismatch,
+        objects_to_skip=None if objects_to_skip is None else tuple(objects_to_skip),
     )
+    return Job(model=model, request=request, options=options or LoadOptions(), session=session, atomic=atomic)

@@ -8,12 +8,27 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 import pytest
 import tensorflow as tf
 
-pytest.register_assert_rewrite("differential")
+pytest.register_assert_rewrite("differential", "patched")
 
 # Two devices, for the tests of distribution strategies: it has to be said before TensorFlow makes its first tensor.
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
+
+
+def pytest_addoption(parser):
+    """Let the differential tests load through the libraries' own calls."""
+    parser.addoption(
+        "--accelerated", action="store_true", help="differential tests: load by model.load_weights, through fastassign"
+    )
+
+
+def pytest_configure(config):
+    """Take the option up."""
+    if config.getoption("accelerated"):
+        import differential
+
+        differential.ACCELERATED = True
 
 
 @pytest.fixture(autouse=True)

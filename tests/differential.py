@@ -214,9 +214,11 @@ class _Records(logging.Handler):
     def __init__(self):
         super().__init__()
         self.texts = []
+        self.records = []
 
     def emit(self, record):
         self.texts.append(record.getMessage())
+        self.records.append(record)
 
 
 @contextmanager
@@ -231,6 +233,20 @@ def logged():
     finally:
         for logger in loggers:
             logger.removeHandler(handler)
+
+
+@contextmanager
+def calls_logged():
+    """Collect what fastassign logs of the calls that are redirected: at DEBUG its own, at INFO the library's."""
+    handler, logger = _Records(), logging.getLogger("fastassign")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        yield handler.records
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 @contextmanager
@@ -263,9 +279,27 @@ def stock_load(model, path, **arguments):
     return observe(lambda: model.load_weights(str(path), **arguments))
 
 
+# Set by `pytest --accelerated`: `our_load` is then what `accelerated_load` is.
+ACCELERATED = False
+
+
 def our_load(model, path, **arguments):
     """Load by fastassign."""
+    if ACCELERATED:
+        return accelerated_load(model, path, **arguments)
     return observe(lambda: fastassign.load_weights(model, path, **arguments))
+
+
+def accelerated_load(model, path, *, atomic=False, **arguments):
+    """Load by the library's own call, through fastassign; the result is the report of that."""
+
+    def load():
+        with calls_logged() as calls, fastassign.accelerate():
+            assert model.load_weights(str(path), **arguments) is None
+        assert [call.levelname for call in calls] == ["DEBUG"], [call.getMessage() for call in calls]
+        return calls[0].report
+
+    return observe(load)
 
 
 def assert_untouched(model, before):
@@ -299,6 +333,8 @@ def check(
 ) -> Comparison:
     """Load a file by stock and by fastassign into two models built alike, and compare all that can be seen.
 
+    Both by ``fastassign.load_weights``, and by the library's own call inside ``fastassign.accelerate``.
+
     Parameters
     ----------
     build : callable or tuple
@@ -317,24 +353,29 @@ def check(
     before = snapshot(a)
     extra = [{"objects_to_skip": skip(model)} if skip else {} for model in (a, b)]
     theirs = stock(a, path, **arguments, **extra[0])
-    # Texts of some errors hold the variable's value, so both models need the same there.
-    perturb(b, 0.25 if theirs.error or theirs.warned else 0.75)
-    unchanged = snapshot(b)
-    ours = loader(b, path, **arguments, **extra[1])
-    if theirs.error is not None:
-        assert ours.error is not None, f"stock raised {theirs.error!r}"
-        assert isinstance(ours.error, _builtin_of(theirs.error)), repr(ours.error)
-        assert _anonymous(str(ours.error)) == _anonymous(text_of(theirs.error))
-        assert_untouched(b, unchanged)
-        return Comparison(theirs, ours, a, b)
-    if ours.error is not None:
-        raise ours.error
-    same_warnings(theirs, ours)
-    after = zip(snapshot(a), before, snapshot(b), unchanged, strict=True)
-    # Equal, or left alone by both.
-    wrong = [x[0] for x, x0, y, y0 in after if x[:3] != y[:3] or (x[3] != y[3] and (x[3] != x0[3] or y[3] != y0[3]))]
-    assert wrong == []
-    return Comparison(theirs, ours, a, b)
+    after = snapshot(a)
+    loads = [loader, accelerated_load] if loader is our_load and not ACCELERATED else [loader]
+    outcomes = []
+    for load in loads:
+        # Texts of some errors hold the variable's value, so both models need the same there.
+        perturb(b, 0.25 if theirs.error or theirs.warned else 0.75)
+        unchanged = snapshot(b)
+        ours = load(b, path, **arguments, **extra[1])
+        outcomes.append(ours)
+        if theirs.error is not None:
+            assert ours.error is not None, f"stock raised {theirs.error!r}"
+            assert isinstance(ours.error, _builtin_of(theirs.error)), repr(ours.error)
+            assert _anonymous(str(ours.error)) == _anonymous(text_of(theirs.error))
+            assert_untouched(b, unchanged)
+            continue
+        if ours.error is not None:
+            raise ours.error
+        same_warnings(theirs, ours)
+        rows = zip(after, before, snapshot(b), unchanged, strict=True)
+        # Equal, or left alone by both.
+        wrong = [x[0] for x, x0, y, y0 in rows if x[:3] != y[:3] or (x[3] != y[3] and (x[3] != x0[3] or y[3] != y0[3]))]
+        assert wrong == []
+    return Comparison(theirs, outcomes[0], a, b)
 
 
 def text_of(error):

@@ -9,10 +9,19 @@ import pytest
 
 import fastassign
 from fastassign.benchmarks import compare as comparing
-from fastassign.benchmarks import suite
-from fastassign.benchmarks.models import demo_model, tiny_layers
+from fastassign.benchmarks import graph, suite, swap
+from fastassign.benchmarks.models import demo_model, gpt_like, tiny_layers
 from fastassign.benchmarks.peak import peak_extra_bytes
 from fastassign.benchmarks.roofline import Limit
+
+
+def figures_of(result):
+    """Return every number in a nested dict or list."""
+    if isinstance(result, dict):
+        return [n for value in result.values() for n in figures_of(value)]
+    if isinstance(result, (list, tuple)):
+        return [n for value in result for n in figures_of(value)]
+    return [result] if isinstance(result, float) else []
 
 
 @pytest.fixture
@@ -58,6 +67,25 @@ def test_the_suite_is_json_and_cleans_up(tmp_path, monkeypatch):
     assert [row["case"] for row in data["comparisons"]] == ["T .weights.h5", "T .h5"]
     assert data["page_cache"] == "warm"
     assert not list(tmp_path.iterdir())
+
+
+def test_graph_cases_give_rows_for_the_head(tmp_path, monkeypatch):
+    monkeypatch.setattr(graph, "_FILE_LAYERS", 2)
+    for found in (graph.compare_assign(3, 400, repeats=2), graph.compare_load(tmp_path, repeats=1)):
+        assert len(found.row) == len(graph.HEAD)
+        assert min(figures_of(found.to_dict())) > 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_swaps_and_calls_give_rows_for_the_head(tmp_path):
+    model = gpt_like(vocabulary=30, width=24, blocks=1, context=16)
+    paths = suite._two_files(model, tmp_path, "small", ".weights.h5")
+    assert paths[0].read_bytes() != paths[1].read_bytes()
+    swaps = swap.compare_swaps("small", model, paths, repeats=2)
+    calls = swap.serve("small", model, paths, tokens=4, swaps=2)
+    assert len(swaps.row) == len(swap.SWAP_HEAD)
+    assert len(calls.row) == len(swap.SERVE_HEAD)
+    assert min(figures_of([swaps.to_dict(), calls.to_dict()])) > 0
 
 
 def test_an_unknown_case_is_named(tmp_path):

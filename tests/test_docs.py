@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -31,6 +32,20 @@ def test_python_of_the_readme_runs(number, tmp_path, monkeypatch, capsys):
         assert names["report"].assigned == len(names["plan"].rows()) == len(names["catalog"]) == 2
     else:
         assert "2 variables" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", ["loader", "tensorflow1"])
+def test_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
+    keras = pytest.importorskip("keras")
+    monkeypatch.chdir(tmp_path)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="dense")])
+    for step in (1000, 2000):
+        model.save_weights(f"step-{step}.weights.h5")
+    names = {"model": model, "inputs": np.ones((1, 4)), "fa": fastassign}
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text("utf-8"), flags=re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, f"{page}.md", "exec"), names)
 
 
 def test_there_is_python_in_the_readme():

@@ -63,7 +63,7 @@ def test_loading_says_what_is_missing(tmp_path):
         "try: fa.load_weights(object(), sys.argv[1])\n"
         "except TypeError as error: print(json.dumps([str(error), 'tensorflow' in sys.modules]))\n"
     )
-    assert run(code, path) == ["model must be a Keras or tf_keras model, not object", False]
+    assert run(code, path) == ["model must be a Keras or tf_keras model, or variables, not object", False]
 
 
 def test_the_public_names():

@@ -1,5 +1,7 @@
 """Where a Keras 3 model may be when it is loaded: a stateless scope, a traced function, a distribution strategy."""
 
+from contextlib import nullcontext
+
 import keras
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from differential import (
     fresh,
     our_load,
     perturb,
+    save,
     saved,
     snapshot,
     stock_load,
@@ -103,19 +106,67 @@ def test_training_goes_on_after_a_load(tmp_path):
     assert not all(np.array_equal(a, b) for a, b in zip(results[0], results[1], strict=True))
 
 
-def test_graph_mode_is_refused(tmp_path):  # row 69, bug B12: stock says nothing and loads nothing
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("suffix", [".h5", ".weights.h5"])
+def test_graph_mode(suffix, given, tmp_path):  # row 69, bug B12: stock says nothing and loads nothing
+    path = saved(build, tmp_path / f"x{suffix}")
+    wanted = [value_of(w).tobytes() for w in fill(fresh(build)).weights]
+    with tf.Graph().as_default() as graph:
+        model = build()
+        session = tf.compat.v1.Session()
+        variables = [w._value for w in model.weights]
+        session.run([v.initializer for v in variables])
+        before = [value.tobytes() for value in session.run(variables)]
+        assert stock_load(model, path).error is None
+        assert [value.tobytes() for value in session.run(variables)] == before
+        counts = []
+        for _ in range(2):
+            with nullcontext() if given else session.as_default():
+                report = fastassign.load_weights(model, path, session=session if given else None)
+            counts.append(len(graph.get_operations()))
+            assert report.routes == {"feed": len(wanted)}
+            assert [value.tobytes() for value in session.run(variables)] == wanted
+            session.run([v.initializer for v in variables])
+        assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".weights.h5"])
+def test_graph_mode_predictions(suffix, tmp_path):
+    """Constants that layers made of their weights are ops here, and follow."""
+
+    def made():
+        layers = [keras.layers.Normalization(name="scale"), keras.layers.Dense(2, name="d")]
+        return keras.Sequential([keras.Input((4,)), *layers], name="m")
+
+    x = np.random.default_rng(0).normal(3, 2, (8, 4)).astype(np.float32)
+    model = fresh(made)
+    model.layers[0].adapt(x)
+    path = save(model, tmp_path / f"x{suffix}")
+    wanted = np.asarray(model(x))
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        model = fresh(made)
+        inputs = tf.compat.v1.placeholder(tf.float32, (None, 4))
+        outputs = model(inputs)
+        fastassign.load_weights(model, path)
+        np.testing.assert_allclose(session.run(outputs, {inputs: x}), wanted, rtol=1e-5)
+
+
+def test_graph_mode_without_a_session(tmp_path):
     path = saved(build, tmp_path / "x.weights.h5")
     with tf.Graph().as_default():
         model = build()
-        assert stock_load(model, path).error is None
-        with pytest.raises(NotImplementedError, match="graph mode"):
+        with pytest.raises(fastassign.NoSession, match="no session was given") as caught:
             fastassign.load_weights(model, path)
+    assert caught.value.variable == "first/kernel" and "session=" in caught.value.hint
 
 
-def test_session_is_refused(tmp_path):
+def test_session_for_an_eager_model(tmp_path):
     path = saved(build, tmp_path / "x.weights.h5")
-    with pytest.raises(NotImplementedError, match="session"):
-        fastassign.load_weights(fresh(build), path, session=object())
+    model = fresh(build)
+    before = snapshot(model)
+    with tf.compat.v1.Session(graph=tf.Graph()) as session, pytest.raises(fastassign.Mismatch, match="are eager"):
+        fastassign.load_weights(model, path, session=session)
+    assert differences(snapshot(model), before) == []
 
 
 @pytest.mark.parametrize("trainable", [False, True])

@@ -21,11 +21,16 @@ FLOORS = (
     ("planning",),
     ("streaming",),
     ("assigning",),
+    ("pipeline",),
+    ("loader",),
     ("verbs",),
+    ("patching",),
     ("__init__",),
     ("benchmarks",),
     ("doctor",),
+    ("program",),
     ("cli",),
+    ("__main__",),
 )
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 MODULES = sorted(path for path in ROOT.rglob("*.py") if "benchmarks" not in path.parts)

@@ -15,29 +15,40 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from fastassign.assigning import host, library
+from fastassign.assigning import graph, host, library
+from fastassign.assigning.batches import OpenBatch, copy, shares
+from fastassign.assigning.fused import FusedAssignments, Packed
+from fastassign.assigning.gate import Gate
 from fastassign.catalog.file import WeightFile
 from fastassign.catalog.hdf5 import Decoder
+from fastassign.catalog.memory import MemoryFile
 from fastassign.catalog.open import numpy_dtype
 from fastassign.catalog.records import TensorRecord
 from fastassign.errors import FastAssignError, name_state
 from fastassign.matching.assignment import Assignment, Failure, Matching, failure_notices
 from fastassign.planning.coalesce import GAP, Read
-from fastassign.planning.plan import Batch, Placement, Plan
+from fastassign.planning.plan import Placement, Plan
 from fastassign.progress import Callback, ProgressEvent
 from fastassign.report import Report
 from fastassign.streaming.source import FileSource, Source, fill
 from fastassign.streaming.workers import Workers
+from fastassign.targets.session import mark_initialized
 from fastassign.targets.target import Target
+from fastassign.targets.variables import eager_scope, numpy_dtype_of
+
+_Member = tuple[Placement, Any, "np.ndarray[Any, Any]"]
 
 
 def execute(
     plan: Plan,
     progress: Callback | None = None,
     *,
-    make_source: Callable[[WeightFile], Source] = FileSource,
+    make_source: Callable[[Any], Source] = FileSource,
     convert_layer: Callable[..., list[Any]] | None = None,
     skip_mismatch: bool = False,
+    session: Any = None,
+    gate: Gate | None = None,
+    fused: FusedAssignments | None = None,
 ) -> Report:
     """Run a plan.
 
@@ -53,6 +64,12 @@ def execute(
         The library's conversion of old layouts, where the plan has conversions.
     skip_mismatch : bool
         Whether an object whose own method fails is skipped.
+    session : tf.compat.v1.Session, optional
+        Runs the assignments, where the variables belong to a TensorFlow 1 graph.
+    gate : Gate, optional
+        May stop the load before the first variable changes, and holds a lock while they do.
+    fused : FusedAssignments, optional
+        Functions that assign many variables at once, for a plan that is carried out again and again.
 
     Returns
     -------
@@ -63,26 +80,46 @@ def execute(
     Truncated, ReadFailed, Changed
         The file could not be read to its end. The attribute ``assigned`` and a note name the variables that
         have new values already; with an atomic plan there are none.
+    Cancelled
+        The gate was closed before the first variable changed.
     """
     begin = time.perf_counter()
-    with plan.catalog.open() as file:
-        run = _Run(plan, file, make_source(file), progress, begin)
+    if session is not None:
+        graph.prepare(session.graph, plan.matching.targets)
+    with eager_scope() if session is None else nullcontext(), plan.catalog.open() as file:
+        run = _Run(plan, file, make_source(file), progress, begin, session=session, gate=gate or Gate(), fused=fused)
         run.all(convert_layer, skip_mismatch)
-    for finalize in plan.matching.finalizers:
-        finalize()
+        if session is None:
+            for finalize in plan.matching.finalizers:
+                finalize()
+        else:
+            # What a layer derives from its weights in a graph is an op that reads them: it needs no renewal.
+            mark_initialized(session, plan.matching.targets)
     return run.report()
 
 
 class _Run:
     """The state of one execution."""
 
-    def __init__(self, plan: Plan, file: WeightFile, source: Source, progress: Callback | None, begin: float) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        file: WeightFile | MemoryFile,
+        source: Source,
+        progress: Callback | None,
+        begin: float,
+        *,
+        session: Any,
+        gate: Gate,
+        fused: FusedAssignments | None,
+    ) -> None:
         self._plan, self._file, self._source, self._progress = plan, file, source, progress
+        self._session, self._gate, self._fused = session, gate, fused
         self._begin = begin
         self._assigned: list[str] = []
         self._cast: list[str] = []
         self._routes: dict[str, int] = {}
-        self._done_bytes = 0
+        self._read_bytes = self._done_bytes = 0
         self._total_bytes = plan.nbytes
         self._total = sum(len(batch.placements) for batch in plan.batches)
         self._waited = self._assigning = 0.0
@@ -95,15 +132,14 @@ class _Run:
     def all(self, convert_layer: Callable[..., list[Any]] | None, skip_mismatch: bool) -> None:
         """Do everything that the plan says, or name the state in which it ended."""
         try:
-            self._rollback, names, failures = library.run_hooks(
-                self._plan.matching, self._read_array, skip_mismatch=skip_mismatch
-            )
-            if names:
-                self._count("hook", names)
-            self._failures += failures
-            _tell_user(self._plan.matching, self._failures)
-            self._convert(convert_layer)
-            self._stream()
+            if self._plan.read_first:
+                finished = self._read()
+                with self._gate:
+                    self._run_library(convert_layer, skip_mismatch)
+                    self._assign_all(finished)
+            else:
+                self._run_library(convert_layer, skip_mismatch)
+                self._assign_all(self._read())
             self._file.check_unchanged()
         except BaseException as error:
             if self._plan.atomic:
@@ -138,20 +174,33 @@ class _Run:
             index_cached=plan.catalog.cached,
         )
 
+    def _run_library(self, convert_layer: Callable[..., list[Any]] | None, skip_mismatch: bool) -> None:
+        self._rollback, names, failures = library.run_hooks(
+            self._plan.matching, self._read_array, skip_mismatch=skip_mismatch
+        )
+        if names:
+            self._count("hook", names)
+        self._failures += failures
+        _tell_user(self._plan.matching, self._failures)
+        self._convert(convert_layer)
+
     # Batches.
 
-    def _stream(self) -> None:
-        batches, atomic = self._plan.batches, self._plan.atomic
-        open_batches: dict[int, _OpenBatch] = {}
-        finished: list[_OpenBatch] = []
+    def _read(self) -> list[OpenBatch]:
+        """Read all batches, and assign them as they come where the plan does not forbid it; return the rest."""
+        batches, read_first = self._plan.batches, self._plan.read_first
+        open_batches: dict[int, OpenBatch] = {}
+        finished: list[OpenBatch] = []
         in_flight = upcoming = 0
         with Workers(self._plan.options.threads) as workers:
             while upcoming < len(batches) or open_batches:
                 while upcoming < len(batches) and (
-                    atomic or not open_batches or in_flight + batches[upcoming].staged_bytes <= self._plan.window_bytes
+                    read_first
+                    or not open_batches
+                    or in_flight + batches[upcoming].staged_bytes <= self._plan.window_bytes
                 ):
                     batch = batches[upcoming]
-                    opened = _OpenBatch(batch)
+                    opened = OpenBatch(batch, pooled=self._session is not None)
                     in_flight += batch.staged_bytes
                     if self._submit(workers, upcoming, opened):
                         open_batches[upcoming] = opened
@@ -168,11 +217,15 @@ class _Run:
                     if not opened.unread:
                         in_flight -= opened.batch.staged_bytes
                         finished.append(open_batches.pop(number))
-                if not atomic:
+                        self._read_bytes += opened.batch.nbytes
+                        if read_first:
+                            self._tell_progress("")
+                self._gate.check()
+                if not read_first:
                     self._assign_all(finished)
-        self._assign_all(finished)
+        return finished
 
-    def _submit(self, workers: Workers, number: int, opened: _OpenBatch) -> bool:
+    def _submit(self, workers: Workers, number: int, opened: OpenBatch) -> bool:
         """Queue the reads of a batch; return whether there are any."""
         batch = opened.batch
         views = opened.views()
@@ -180,9 +233,13 @@ class _Run:
             workers.submit(number, partial(fill, self._source, self._buffers(read, views), read.offset, read.nbytes))
         opened.unread = len(batch.reads)
         for placement, array in zip(batch.placements, opened.arrays, strict=True):
-            if placement.assignment.record.encoding == "library" and array.size:
-                workers.submit(number, partial(self._decode, placement.assignment.record, array))
+            record = placement.assignment.record
+            if record.encoding == "library" and array.size:
+                workers.submit(number, partial(self._decode, record, array))
                 opened.unread += 1
+        for copies in shares(batch, opened.arrays):
+            workers.submit(number, partial(copy, copies))
+            opened.unread += 1
         return opened.unread > 0
 
     def _buffers(self, read: Read, views: list[memoryview]) -> list[memoryview]:
@@ -193,21 +250,75 @@ class _Run:
             for piece in read.pieces
         ]
 
-    def _assign_all(self, finished: list[_OpenBatch]) -> None:
+    def _assign_all(self, finished: list[OpenBatch]) -> None:
         if not finished:
             return
         self._file.check_unchanged()
         begin = time.perf_counter()
         for opened in finished:
+            if self._session is not None:
+                self._feed(opened)
+                opened.release()
+                continue
             members = zip(opened.batch.placements, opened.values, opened.arrays, strict=True)
             # An op whose device is named is not placed first: a quarter less time per variable.
             for device, group in groupby(members, key=lambda member: member[0].assignment.target.device):
                 with tf.device(device) if device else nullcontext():
+                    if self._fused is not None and "/device:CPU:" in device:
+                        self._assign_fused(self._fused, opened, list(group))
+                        continue
                     for placement, value, array in group:
                         self._assign(placement, value, array)
             opened.release()
         finished.clear()
         self._assigning += time.perf_counter() - begin
+
+    def _assign_fused(self, fused: FusedAssignments, opened: OpenBatch, members: list[_Member]) -> None:
+        single: list[_Member] = []
+        packed: list[_Member] = []
+        # All of a slab is cut up at once: it has to be of one device.
+        slab = opened.slab if len(members) == len(opened.batch.placements) else None
+        for member in members:
+            placement, value, array = member
+            if placement.route not in {"arena", "owned"} or not placement.nbytes:
+                self._assign(placement, value, array)
+            elif slab is not None and placement.arena_bytes:
+                packed.append(member)
+            else:
+                single.append(member)
+        targets = [placement.assignment.target for placement, _, _ in single + packed]
+        for target in targets:
+            self._remember(target)
+        # Named before they change, and named still if the call fails: which of them it reached is not known.
+        self._assigned += [target.name for target in targets]
+        if targets:
+            rooms = [placement.arena_bytes for placement, _, _ in packed]
+            rest = Packed(targets[len(single) :], rooms, slab) if packed else None
+            fused.assign(targets[: len(single)], [value for _, value, _ in single], rest)
+        for placement, _, _ in single + packed:
+            self._done_bytes += placement.nbytes
+            self._tell(placement.route, 1, placement.assignment.target.name)
+
+    def _feed(self, opened: OpenBatch) -> None:
+        placements = opened.batch.placements
+        for placement, value, array in zip(placements, opened.values, opened.arrays, strict=True):
+            if placement.assignment.fit == "cast":
+                np.copyto(value, array, casting="unsafe")
+            self._note_cast(placement.assignment)
+        targets = [placement.assignment.target for placement in placements]
+        self._done_bytes += opened.batch.nbytes
+        self._feed_values("feed", targets, opened.values)
+
+    def _feed_values(self, route: str, targets: list[Target], values: list[Any]) -> None:
+        names = [target.name for target in targets]
+        # Named before they change, and named still if the run fails: which of them it reached is not known.
+        self._assigned += names
+        graph.feed(self._session, targets, values)
+        self._tell(route, len(names), names[-1])
+
+    def _note_cast(self, assignment: Assignment) -> None:
+        if assignment.fit == "cast" or assignment.record.detail.startswith("cast"):
+            self._cast.append(f"{assignment.target.name}: {assignment.record.dtype} to {assignment.target.dtype}")
 
     def _assign(self, placement: Placement, value: Any, array: np.ndarray[Any, Any]) -> None:
         assignment = placement.assignment
@@ -223,17 +334,16 @@ class _Run:
         except Exception:
             self._assigned.pop()
             raise
-        if assignment.fit == "cast":
-            self._cast.append(f"{target.name}: {assignment.record.dtype} to {target.dtype}")
+        self._note_cast(assignment)
         self._done_bytes += placement.nbytes
         self._tell(placement.route, 1, target.name)
 
     def _library_assign(self, assignment: Assignment, array: np.ndarray[Any, Any]) -> None:
         matching, target = self._plan.matching, assignment.target
         value: Any = array
-        if matching.library == "tf_keras" and matching.layout == "legacy":
+        if matching.layout == "named" or (matching.library == "tf_keras" and matching.layout == "legacy"):
             # batch_set_value casts with numpy before it assigns.
-            value = np.asarray(array, dtype=tf.as_dtype(target.dtype).as_numpy_dtype)
+            value = np.asarray(array, dtype=numpy_dtype_of(target.dtype))
         target.variable.assign(value)
 
     # What only the library can do.
@@ -242,11 +352,15 @@ class _Run:
         for conversion in self._plan.matching.conversions:
             if convert_layer is None:
                 raise TypeError("the plan has conversions, but no function that does them")
-            for target, value in library.convert(conversion, self._read_array, convert_layer):
-                dtype = tf.as_dtype(target.dtype).as_numpy_dtype
-                self._remember(target)
-                target.variable.assign(np.asarray(value, dtype=dtype))
-                self._count("convert", [target.name])
+            converted = library.convert(conversion, self._read_array, convert_layer)
+            if self._session is not None:
+                targets = [target for target, _ in converted]
+                self._feed_values("convert", targets, [host.owned_copy(value, target) for target, value in converted])
+            else:
+                for target, value in converted:
+                    self._remember(target)
+                    target.variable.assign(np.asarray(value, dtype=numpy_dtype_of(target.dtype)))
+                    self._count("convert", [target.name])
             self._done_bytes += sum(record.nbytes for record in conversion.records)
 
     def _read_array(self, record: TensorRecord) -> np.ndarray[Any, Any]:
@@ -263,13 +377,13 @@ class _Run:
     def _decode(self, record: TensorRecord, array: np.ndarray[Any, Any]) -> None:
         with self._decoder_lock:
             if self._decoder is None:
-                index = self._plan.catalog.index
-                self._decoder = Decoder(self._file, base=index.base, size=index.size)
+                index = self._plan.catalog.index  # type: ignore[union-attr] # arrays are not decoded
+                self._decoder = Decoder(self._file, base=index.base, size=index.size)  # type: ignore[arg-type] # nor is
         self._decoder.read_into(record, array)
 
     def _remember(self, target: Target) -> None:
         # Until all is done: a callback may raise, and Ctrl-C may come, after the first assignment.
-        if self._plan.atomic:
+        if self._plan.atomic and self._session is None:
             self._rollback.remember(target.variable)
 
     def _count(self, route: str, names: list[str]) -> None:
@@ -278,9 +392,13 @@ class _Run:
 
     def _tell(self, route: str, count: int, name: str) -> None:
         self._routes[route] = self._routes.get(route, 0) + count
+        self._tell_progress(name)
+
+    def _tell_progress(self, name: str) -> None:
         if self._progress is not None:
             self._progress(
                 ProgressEvent(
+                    read_bytes=max(self._read_bytes, self._done_bytes),
                     done_bytes=self._done_bytes,
                     total_bytes=self._total_bytes,
                     done_variables=len(self._assigned),
@@ -301,54 +419,3 @@ def _tell_user(matching: Matching, failures: list[Failure]) -> None:
             logging.getLogger("absl").warning(notice.text)
         else:
             tf.get_logger().warning(notice.text)
-
-
-class _OpenBatch:
-    """A batch whose buffers exist."""
-
-    __slots__ = ("_arena", "arrays", "batch", "unread", "values")
-
-    def __init__(self, batch: Batch) -> None:
-        self.batch = batch
-        self.unread = 0
-        # The values, and the same memory as writable arrays of the file's bytes.
-        self.values: list[Any] = []
-        self.arrays: list[np.ndarray[Any, Any]] = []
-        with tf.device("CPU:0"):
-            self._arena = host.Arena(batch.arena_bytes) if batch.arena_bytes else None
-            for placement, start in zip(batch.placements, batch.arena_starts, strict=True):
-                value, array = _allocate(placement, self._arena, start)
-                self.values.append(value)
-                self.arrays.append(array)
-
-    def views(self) -> list[memoryview]:
-        """Return the memory of each value as bytes."""
-        # Cut out of the arena as a whole: an array costs three times as much to look at as bytes.
-        arena = memoryview(b"") if self._arena is None else host.as_bytes(self._arena.memory)
-        members = zip(self.batch.placements, self.batch.arena_starts, self.arrays, strict=True)
-        return [
-            arena[start : start + placement.nbytes] if placement.route == "arena" else host.as_bytes(array)
-            for placement, start, array in members
-        ]
-
-    def release(self) -> None:
-        """Let go of the memory: what was assigned belongs to the variables now."""
-        self.values, self.arrays, self._arena = [], [], None
-
-
-def _allocate(placement: Placement, arena: host.Arena | None, start: int) -> tuple[Any, np.ndarray[Any, Any]]:
-    assignment = placement.assignment
-    target, record = assignment.target, assignment.record
-    if placement.route == "assign":
-        # An opaque record whose variable explains it is read as the variable's dtype.
-        dtype = (
-            np.dtype(tf.as_dtype(target.dtype).as_numpy_dtype)
-            if assignment.fit == "reinterpret"
-            else numpy_dtype(record.dtype)
-        )
-        array = np.empty(record.shape, dtype=dtype)
-        return array, array
-    if placement.route == "arena" and arena is not None:
-        view = arena.view(start, target.shape, target.dtype)
-        return view, view
-    return host.empty(target.shape, target.dtype)

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from fastassign.streaming.buffers import aligned, is_aligned
+from fastassign.streaming.buffers import POOL, aligned, is_aligned
+from fastassign.targets.target import Target
+from fastassign.targets.variables import numpy_dtype_of
 
 # Dtypes that `Empty` has a CPU kernel for; others (float8, 4-bit integers) get an aligned numpy array.
-_EMPTY_DTYPES = frozenset(
+EMPTY_DTYPES = frozenset(
     {"bfloat16", "bool", "complex64", "complex128", "float16", "float32", "float64"}
     | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 )
@@ -42,7 +44,7 @@ def empty(shape: tuple[int, ...], dtype: str) -> tuple[Any, np.ndarray[Any, Any]
     (tensor or numpy.ndarray, numpy.ndarray)
         What to assign, and a writable array of the same memory with ``shape`` and ``dtype``.
     """
-    if dtype not in _EMPTY_DTYPES:
+    if dtype not in EMPTY_DTYPES:
         array = _typed(aligned(_nbytes(shape, dtype)), shape, dtype, 0)
         return array, array
     tensor = tf.raw_ops.Empty(shape=_shape_tensor(shape), dtype=tf.as_dtype(dtype), init=False)
@@ -50,20 +52,37 @@ def empty(shape: tuple[int, ...], dtype: str) -> tuple[Any, np.ndarray[Any, Any]
 
 
 class Arena:
-    """One allocation for many small variables.
+    """One allocation for many variables.
 
-    The memory is a TensorFlow tensor, so that the allocator hands out warm pages and takes them back when the last
-    variable lets go. Each variable gets a numpy view of its own, which TensorFlow keeps without copying. A
-    TensorFlow slice would be cheaper and wrong: it is updated in place by the first optimizer step.
+    For eager variables the memory is a TensorFlow tensor, so that the allocator hands out warm pages and takes them
+    back when the last variable lets go. Each variable gets a numpy view of its own, which TensorFlow keeps without
+    copying. (A TensorFlow slice of memory that is not TensorFlow's would be wrong: it is updated in place by the first
+    optimizer step.) Where there are no eager tensors, for variables of a graph, the memory comes from our own pool.
 
     Parameters
     ----------
     nbytes : int
-        Bytes in the arena.
+        Bytes in the arena, a multiple of 64.
+    dtype : str
+        What its tensor is made of: the variables' dtype where they all have the same.
+    pooled : bool
+        Whether the memory comes from the pool.
+
+    Attributes
+    ----------
+    memory : numpy.ndarray
+        All of it as bytes.
+    tensor : tensor or None
+        All of it as a tensor of one dimension; ``None`` for memory from the pool.
     """
 
-    def __init__(self, nbytes: int) -> None:
-        _, self.memory = empty((nbytes,), "uint8")
+    def __init__(self, nbytes: int, *, dtype: str = "uint8", pooled: bool = False) -> None:
+        self.tensor = None
+        if pooled:
+            self.memory = POOL.lease(nbytes)
+        else:
+            self.tensor, typed = empty((nbytes // numpy_dtype_of(dtype).itemsize,), dtype)
+            self.memory = typed.view(np.uint8)
         if not is_aligned(self.memory):
             raise AssertionError("TensorFlow's allocator returned memory below its own alignment")
 
@@ -72,9 +91,24 @@ class Arena:
         return _typed(self.memory, shape, dtype, start)
 
 
+def owned_copy(values: Any, target: Target) -> np.ndarray[Any, Any]:
+    """Return values, cast to a variable's dtype, in pooled memory that nobody else writes to."""
+    view = Arena(target.nbytes, pooled=True).view(0, target.shape, target.dtype)
+    np.copyto(view, values, casting="unsafe")
+    return view
+
+
 def as_bytes(array: np.ndarray[Any, Any]) -> memoryview:
     """Return the memory of an array as bytes."""
     return array.reshape(-1).view(np.uint8).data
+
+
+def reads_copy(resource: Any, nbytes: int) -> bool:
+    """Whether it pays to clear a variable's copy-on-read mark before it is assigned.
+
+    A gather (every embedding lookup) marks its variable so that each assignment is copied.
+    """
+    return bool(nbytes >= _COPY_ON_READ_BYTES and resource.shape.rank == _LOOKUP_RANK)
 
 
 def assign(resource: Any, value: Any, nbytes: int) -> None:
@@ -90,22 +124,15 @@ def assign(resource: Any, value: Any, nbytes: int) -> None:
         Its size.
     """
     handle = resource.handle
-    if nbytes >= _COPY_ON_READ_BYTES and resource.shape.rank == _LOOKUP_RANK:
-        # A gather (every embedding lookup) marks its variable so that each assignment is copied.
+    if reads_copy(resource, nbytes):
         tf.raw_ops.DisableCopyOnRead(resource=handle)
     tf.raw_ops.AssignVariableOp(resource=handle, value=value, validate_shape=True)
 
 
-@cache
-def _numpy_dtype(dtype: str) -> np.dtype[Any]:
-    found: np.dtype[Any] = np.dtype(tf.as_dtype(dtype).as_numpy_dtype)
-    return found
-
-
 def _nbytes(shape: tuple[int, ...], dtype: str) -> int:
-    return int(np.prod(shape, dtype=np.int64)) * _numpy_dtype(dtype).itemsize
+    return int(np.prod(shape, dtype=np.int64)) * numpy_dtype_of(dtype).itemsize
 
 
 def _typed(memory: np.ndarray[Any, Any], shape: tuple[int, ...], dtype: str, start: int) -> np.ndarray[Any, Any]:
-    view: np.ndarray[Any, Any] = np.ndarray(shape, _numpy_dtype(dtype), memory, start)
+    view: np.ndarray[Any, Any] = np.ndarray(shape, numpy_dtype_of(dtype), memory, start)
     return view

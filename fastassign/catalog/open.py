@@ -24,10 +24,10 @@ Layout = Literal["legacy", "keras3", "other"]
 class CatalogEntry:
     """One tensor of a catalog: its record, and its values on request."""
 
-    __slots__ = ("_catalog", "record")
+    __slots__ = ("catalog", "record")
 
     def __init__(self, catalog: Catalog, record: TensorRecord) -> None:
-        self._catalog = catalog
+        self.catalog = catalog
         self.record = record
 
     def __repr__(self) -> str:
@@ -49,7 +49,7 @@ class CatalogEntry:
         """
         record = self.record
         dtype = numpy_dtype(record.dtype)
-        with self._catalog.open() as file:
+        with self.catalog.open() as file:
             if record.encoding == "raw":
                 stored = b"".join(file.read(extent.offset, extent.nbytes) for extent in record.extents)
                 array = np.frombuffer(bytearray(stored), dtype=dtype).reshape(record.shape)
@@ -57,7 +57,7 @@ class CatalogEntry:
                 from fastassign.catalog import hdf5  # h5py and zipfile take 20 ms to import: most loads need neither
 
                 array = np.empty(record.shape, dtype=dtype)
-                with hdf5.Decoder(file, base=self._catalog.index.base, size=self._catalog.index.size) as decoder:
+                with hdf5.Decoder(file, base=self.catalog.index.base, size=self.catalog.index.size) as decoder:
                     decoder.read_into(record, array)
             file.check_unchanged()
         return array
@@ -102,6 +102,11 @@ class Catalog(Mapping[str, CatalogEntry]):
     def contents(self) -> Contents:
         """The objects of the file."""
         return self.index.contents
+
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether the extents are those of the file itself, not of what a compressed archive inflated to."""
+        return self._inflated is None
 
     @property
     def layout(self) -> Layout:
@@ -261,19 +266,23 @@ def open_catalog(
         index = index_cache.load(file.identity) if use_cache else None
         if index is not None:
             return Catalog(file.path, file.identity, index, cached=True)
-        if _is_archive(file):
-            from fastassign.catalog import archive
-
-            span = archive.locate(file)
-            if span is None:
-                return _inflated(file, limits, allow, max_inflated_bytes)
-        else:
-            span = (0, file.size)
+        span = span_of(file)
+        if span is None:
+            return _inflated(file, limits, allow, max_inflated_bytes)
         index = _index(file, span, limits, allow)
         file.check_unchanged()
         if use_cache:
             index_cache.store(file.identity, index)
         return Catalog(file.path, file.identity, index)
+
+
+def span_of(file: WeightFile) -> tuple[int, int] | None:
+    """Return first byte and length of the HDF5 data in a file; ``None`` where an archive holds it compressed."""
+    if not _is_archive(file):
+        return 0, file.size
+    from fastassign.catalog import archive
+
+    return archive.locate(file)
 
 
 def _is_archive(file: WeightFile) -> bool:

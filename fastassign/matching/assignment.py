@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from fastassign.catalog.memory import ArrayRecord
 from fastassign.catalog.records import TensorRecord
 from fastassign.errors import Mismatch
-from fastassign.targets.target import Target
+from fastassign.targets.target import Layout, Target
 
 # How stored values become values of the variable. "same": the bytes are the values. "reinterpret": opaque bytes
 # that the variable's dtype explains (bfloat16, float8). "cast": numpy's astype, through the library's assign.
@@ -30,7 +31,7 @@ _TENSORFLOW_NAMES = {
 class Assignment:
     """One record that goes into one variable."""
 
-    record: TensorRecord
+    record: TensorRecord | ArrayRecord
     target: Target
     fit: Fit
 
@@ -84,7 +85,7 @@ def failure_text(failures: Sequence[Failure]) -> str:
     )
 
 
-def failure_notices(library: Literal["keras", "tf_keras"], failures: Sequence[Failure]) -> list[Notice]:
+def failure_notices(library: Literal["keras", "tf_keras", "tensorflow"], failures: Sequence[Failure]) -> list[Notice]:
     """Return the warnings that stock gives under ``skip_mismatch``: Keras 3 one for all, tf_keras one for each."""
     if library == "keras":
         return [Notice(failure_text(failures))] if failures else []
@@ -100,10 +101,10 @@ class Matching:
 
     Attributes
     ----------
-    library : {"keras", "tf_keras"}
-        The model's library.
-    layout : {"legacy", "keras3"}
-        How the file was read.
+    library : {"keras", "tf_keras", "tensorflow"}
+        The model's library; ``"tensorflow"`` for variables without a model.
+    layout : {"legacy", "keras3", "named"}
+        How the file was read; ``"named"``: tensor by tensor, by name.
     assignments : dict of int to Assignment
         By ``id`` of the target's variable: a variable that stock assigns twice keeps the later value.
     hooks, conversions
@@ -125,8 +126,8 @@ class Matching:
         Weights of the file that no variable takes.
     """
 
-    library: Literal["keras", "tf_keras"]
-    layout: Literal["legacy", "keras3"]
+    library: Literal["keras", "tf_keras", "tensorflow"]
+    layout: Layout
     assignments: dict[int, Assignment] = field(default_factory=dict)
     hooks: list[Hook] = field(default_factory=list)
     conversions: list[LayerConversion] = field(default_factory=list)
@@ -138,6 +139,12 @@ class Matching:
     missing: tuple[Target, ...] = ()
     unexpected: tuple[TensorRecord, ...] = ()
 
+    @property
+    def targets(self) -> list[Target]:
+        """Everything that gets a value, except by objects that load themselves."""
+        converted = [target for conversion in self.conversions for target in conversion.targets]
+        return [assignment.target for assignment in self.assignments.values()] + converted
+
     def assign(self, record: TensorRecord, target: Target) -> None:
         """Add an assignment whose shapes are known to agree.
 
@@ -147,6 +154,10 @@ class Matching:
             The stored bytes have no meaning as the variable's dtype; the text is stock's.
         """
         self.assignments[id(target.variable)] = Assignment(record, target, fit(record, target))
+
+    def assign_array(self, record: ArrayRecord, target: Target) -> None:
+        """Add an array of the variable's shape; it is cast while it is copied."""
+        self.assignments[id(target.variable)] = Assignment(record, target, "same")
 
 
 def fit(record: TensorRecord, target: Target) -> Fit:

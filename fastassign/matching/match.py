@@ -6,18 +6,22 @@ import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastassign.catalog.keras_legacy import LegacyLayout, read_layout
 from fastassign.catalog.open import Catalog
 from fastassign.catalog.records import TensorRecord
 from fastassign.errors import FastAssignError, Mismatch, Unsupported
 from fastassign.matching.assignment import Matching, Notice
+from fastassign.matching.by_key import match_by_key
 from fastassign.matching.by_name import match_by_name
 from fastassign.matching.by_order import match_by_order
 from fastassign.matching.by_path import match_by_path
 from fastassign.options import LoadOptions
-from fastassign.targets.target import ModelTargets
+from fastassign.targets.target import Layout, ModelTargets, Target
+
+if TYPE_CHECKING:
+    from fastassign.targets.bare import BareTargets
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -29,7 +33,7 @@ class Request:
     objects_to_skip: tuple[Any, ...] | None = None
 
 
-def choose_layout(model: ModelTargets, path: Path, request: Request) -> Literal["legacy", "keras3"]:
+def choose_layout(model: ModelTargets | BareTargets, path: Path, request: Request) -> Layout:
     """Choose how a file is read, from its name and the arguments alone, before it is opened.
 
     Raises
@@ -40,6 +44,10 @@ def choose_layout(model: ModelTargets, path: Path, request: Request) -> Literal[
         A format that fastassign does not read.
     """
     name = str(path)
+    if model.library == "tensorflow":
+        if request.by_name or request.objects_to_skip is not None:
+            raise Mismatch("`by_name` and `objects_to_skip` are for models with layers; variables go by name anyway")
+        return "named"
     if model.library == "keras":
         return _choose_keras3(name, path, request)
     if name.endswith(".weights.h5") or (name.endswith(".keras") and path.is_file() and zipfile.is_zipfile(path)):
@@ -83,9 +91,9 @@ def _choose_keras3(name: str, path: Path, request: Request) -> Literal["legacy",
 
 
 def match(
-    model: ModelTargets,
+    model: ModelTargets | BareTargets,
     catalog: Catalog,
-    layout: Literal["legacy", "keras3"],
+    layout: Layout,
     request: Request,
     options: LoadOptions,
 ) -> Matching:
@@ -100,7 +108,9 @@ def match(
     """
     saved: LegacyLayout | None = None
     try:
-        if layout == "keras3":
+        if model.library == "tensorflow":
+            matching = match_by_key(model, catalog, skip_mismatch=request.skip_mismatch)
+        elif layout == "keras3":
             matching = match_by_path(
                 model, catalog, skip_mismatch=request.skip_mismatch, objects_to_skip=request.objects_to_skip or ()
             )
@@ -135,7 +145,10 @@ def match(
     return matching
 
 
-def _missing(model: ModelTargets, matching: Matching) -> Iterable[Any]:
+def _missing(model: ModelTargets | BareTargets, matching: Matching) -> Iterable[Target]:
+    if model.library == "tensorflow":
+        # What has no tensor stands among the skipped, by its name.
+        return ()
     covered = set(matching.assignments)
     for conversion in matching.conversions:
         covered.update(id(target.variable) for target in conversion.targets)

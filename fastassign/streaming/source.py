@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from fastassign.catalog.file import WeightFile
+from fastassign.catalog.memory import MemoryFile
 from fastassign.errors import ReadFailed, Truncated
 
 
@@ -20,7 +21,7 @@ class Source(Protocol):
 class FileSource:
     """A weight file as a source."""
 
-    def __init__(self, file: WeightFile) -> None:
+    def __init__(self, file: WeightFile | MemoryFile) -> None:
         self._descriptor = file.descriptor
 
     def preadv(self, buffers: Sequence[memoryview], offset: int) -> int:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from fastassign.errors import NoTensorFlow, Unsupported
 from fastassign.targets.target import ModelTargets
+
+if TYPE_CHECKING:
+    from fastassign.targets.bare import BareTargets
 
 
 def check_tensorflow() -> None:
@@ -25,31 +29,35 @@ def check_tensorflow() -> None:
         ) from error
 
 
-def discover(model: Any) -> ModelTargets:
+def discover(model: Any) -> ModelTargets | BareTargets:
     """Return a model seen as targets.
 
     Parameters
     ----------
-    model : keras.Model or tf_keras.Model
-        Keras 3 on the TensorFlow backend, or tf_keras; layers of either work for Keras 3 files.
+    model : keras.Model, tf_keras.Model, or mapping or sequence of variables
+        Keras 3 on the TensorFlow backend, or tf_keras (layers of either work for Keras 3 files); or variables by
+        the names that they have in the file, or variables that are called there as they are in TensorFlow.
 
     Raises
     ------
     Unsupported
-        The model is of another kind, or TensorFlow is in graph mode.
+        The model is of another kind.
     NoTensorFlow
         TensorFlow is not installed.
     TypeError
         The argument is not a model at all.
     """
     modules = {base.__module__.split(".")[0] for base in type(model).__mro__}
-    if modules & {"keras", "tf_keras"}:
+    bare = isinstance(model, (Mapping, list, tuple))
+    if bare or modules & {"keras", "tf_keras"}:
         check_tensorflow()
+    if bare:
+        from fastassign.targets.bare import BareTargets
+
+        return BareTargets(model)
     if "keras" in modules:
         from fastassign.targets.keras3 import Keras3Targets
-        from fastassign.targets.variables import check_eager
 
-        check_eager()
         return Keras3Targets(model)
     if "tf_keras" in modules:
         from fastassign.targets.tf_keras import TfKerasTargets
@@ -59,6 +67,6 @@ def discover(model: Any) -> ModelTargets:
         raise Unsupported(
             f"{type(model).__name__} is a TensorFlow object without Keras layers; loading into those is not "
             "supported yet",
-            hint="pass a Keras or tf_keras model",
+            hint="pass its variables, as a list or as a mapping from names in the file",
         )
-    raise TypeError(f"model must be a Keras or tf_keras model, not {type(model).__name__}")
+    raise TypeError(f"model must be a Keras or tf_keras model, or variables, not {type(model).__name__}")

@@ -19,8 +19,8 @@ from keras.src.saving.keras_saveable import KerasSaveable
 from keras.src.utils.naming import to_snake_case
 
 from fastassign.errors import Mismatch, Unsupported
-from fastassign.targets.target import LayerTargets, NodeKind, OwnKind, OwnVariables, Target
-from fastassign.targets.variables import may_use_handles, plain_resource, shape_text
+from fastassign.targets.target import LayerTargets, Layout, NodeKind, OwnKind, OwnVariables, Target
+from fastassign.targets.variables import keras_target, may_use_handles, shape_error
 
 _UNBUILT = (
     "You are loading weights into a model that has not yet been built. "
@@ -92,7 +92,7 @@ class Keras3Targets:
         self._targets: dict[int, Target] = {}
         self._classes: dict[type, _ClassKnowledge] = {}
 
-    def check_built(self, layout: Literal["legacy", "keras3"]) -> None:
+    def check_built(self, layout: Layout) -> None:
         """Raise stock's error for a model that has no variables yet."""
         if layout == "keras3" and not self.model.built:
             raise Mismatch(_UNBUILT)
@@ -188,14 +188,7 @@ class Keras3Targets:
 
     def shape_error(self, target: Target, received: tuple[int, ...]) -> str:
         """Return the text of ``keras.Variable.assign`` for a value of the wrong shape."""
-        return (
-            "The shape of the target variable and "
-            "the shape of the target value in "
-            "`variable.assign(value)` must match. "
-            f"variable.shape={target.variable.shape}, "
-            f"Received: value.shape={shape_text(received)}. "
-            f"Target variable: {target.variable}"
-        )
+        return shape_error(target, received)
 
     def children(self, obj: Any) -> Iterator[tuple[str, Any]]:
         """Yield attribute name and value of all that Keras' walk would descend into."""
@@ -228,7 +221,7 @@ class Keras3Targets:
         """Return the name that a container gives to an object."""
         return str(self._knowledge(obj).snake_case)
 
-    def all_targets(self, layout: Literal["legacy", "keras3"]) -> Iterator[Target]:
+    def all_targets(self, layout: Layout) -> Iterator[Target]:
         """Yield every weight that a file of this layout could fill."""
         # For a legacy file the layers were listed already, with all that is inside them.
         return iter(self._targets.values()) if layout == "legacy" else map(self.target, self.model.weights)
@@ -237,15 +230,7 @@ class Keras3Targets:
         """Return the target of a Keras variable; the same object for the same variable."""
         found = self._targets.get(id(variable))
         if found is None:
-            resource = plain_resource(variable._value) if self._handles else None
-            found = Target(
-                name=variable.path,
-                shape=tuple(variable._shape),
-                dtype=variable._dtype,
-                variable=variable,
-                resource=resource,
-                device=resource.device if resource is not None else "",
-            )
+            found = keras_target(variable, handles=self._handles)
             self._targets[id(variable)] = found
         return found
 

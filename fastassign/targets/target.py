@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -22,10 +24,13 @@ class Target:
     variable : object
         What the library's own ``assign`` is called on.
     resource : object or None
-        The plain ``tf.Variable`` behind it, if the raw assign op may be used on its handle; ``None`` for
-        distributed, sharded and wrapped variables, whose own ``assign`` knows more than one handle.
+        The plain ``tf.Variable`` behind it, if the raw assign op may be used on its handle (in a graph: if its
+        assign op can be fed); ``None`` for distributed, sharded and wrapped variables, whose own ``assign`` knows
+        more than one handle.
     device : str
         TensorFlow's full name of the device that the resource stands on; empty where there is no resource.
+    graph : tf.Graph or None
+        The TensorFlow 1 graph that the variable belongs to; ``None`` for an eager one.
     """
 
     name: str
@@ -34,6 +39,13 @@ class Target:
     variable: Any
     resource: Any | None
     device: str = ""
+    graph: Any | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its value on the host, where sub-byte dtypes take a byte an element."""
+        bits = int("".join(re.findall(r"^[a-z]+(\d+)", self.dtype)) or 8)
+        return math.prod(self.shape) * max(bits // 8, 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +69,9 @@ class LayerTargets:
     targets: tuple[Target, ...]
     composite: bool
 
+
+# How a file is read: layer by layer, object by object, or tensor by tensor.
+Layout = Literal["legacy", "keras3", "named"]
 
 # How an object takes its own variables from a Keras 3 weights file. "listed": dataset i goes to variable i.
 # "optimizer": the same, but a wrong count is a warning. "hook": only its own method knows. "none": it has none.
@@ -97,7 +112,7 @@ class ModelTargets(Protocol):
     # Whether the library's walk descends into containers inside containers: Keras since 3.15.
     nested_containers: bool
 
-    def check_built(self, layout: Literal["legacy", "keras3"]) -> None:
+    def check_built(self, layout: Layout) -> None:
         """Raise what stock raises for a model without variables, before the file is opened."""
 
     def layers(self) -> list[LayerTargets]:
@@ -127,5 +142,5 @@ class ModelTargets(Protocol):
     def container_name(self, obj: Any) -> str:
         """Return the name that a container gives to an object: its class in snake case."""
 
-    def all_targets(self, layout: Literal["legacy", "keras3"]) -> Iterator[Target]:
+    def all_targets(self, layout: Layout) -> Iterator[Target]:
         """Yield every variable that a file of this layout could fill, for the report."""

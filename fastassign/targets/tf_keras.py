@@ -18,8 +18,8 @@ from tf_keras.src.saving.legacy import hdf5_format
 from tf_keras.src.utils.generic_utils import to_snake_case
 
 from fastassign.errors import Mismatch
-from fastassign.targets.target import LayerTargets, NodeKind, OwnVariables, Target
-from fastassign.targets.variables import check_eager, may_use_handles, target_of
+from fastassign.targets.target import LayerTargets, Layout, NodeKind, OwnVariables, Target
+from fastassign.targets.variables import may_use_handles, shape_error, tf_target
 
 _UNBUILT_SUBCLASS = (
     "Unable to load weights saved in HDF5 format into a "
@@ -46,12 +46,11 @@ class TfKerasTargets:
     nested_containers = False
 
     def __init__(self, model: Any) -> None:
-        check_eager()
         self.model = model
         self._handles = may_use_handles()
         self._targets: dict[int, Target] = {}
 
-    def check_built(self, layout: Literal["legacy", "keras3"]) -> None:
+    def check_built(self, layout: Layout) -> None:
         """Raise stock's error for a model that has no variables yet; for Keras 3 files stock has none."""
         if layout == "legacy":
             if not getattr(self.model, "_is_graph_network", False) and not self.model.built:
@@ -104,10 +103,7 @@ class TfKerasTargets:
 
     def shape_error(self, target: Target, received: tuple[int, ...]) -> str:
         """Return the text of ``tf.Variable.assign`` for a value of the wrong shape."""
-        return (
-            f"Cannot assign value to variable ' {target.name}': Shape mismatch."
-            f"The variable shape {target.shape}, and the assigned value shape {received} are incompatible."
-        )
+        return shape_error(target, received)
 
     def children(self, obj: Any) -> Iterator[tuple[str, Any]]:
         """Yield attribute name and value of all that tf_keras' walk looks at."""
@@ -123,7 +119,7 @@ class TfKerasTargets:
         """Return the name that a container gives to an object."""
         return str(to_snake_case(type(obj).__name__))
 
-    def all_targets(self, layout: Literal["legacy", "keras3"]) -> Iterator[Target]:  # noqa: ARG002 - the same for both
+    def all_targets(self, layout: Layout) -> Iterator[Target]:  # noqa: ARG002 - the same for both
         """Yield every weight of the model."""
         try:
             weights = self.model.weights
@@ -136,7 +132,7 @@ class TfKerasTargets:
         """Return the target of a variable; the same object for the same variable."""
         found = self._targets.get(id(variable))
         if found is None:
-            found = self._targets[id(variable)] = target_of(variable, handles=self._handles)
+            found = self._targets[id(variable)] = tf_target(variable, handles=self._handles)
         return found
 
     def convert_layer(self, layer: Any, values: list[Any], version: str, backend: str | None) -> list[Any]:

@@ -1,38 +1,39 @@
-"""Plain TensorFlow variables: which of them the raw assign op may be used on."""
+"""TensorFlow variables of every kind: which of them may be assigned by handle, and which by a session."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from functools import cache
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
-from fastassign.errors import Unsupported
 from fastassign.targets.target import Target
 
-# The class of a variable made eagerly outside of any strategy. Subclasses (distributed, sharded, DTensor,
-# caching) have several handles or a relayout behind `assign`: they are never assigned by handle.
-with tf.device("CPU:0"):
-    PLAIN = type(tf.Variable(0, trainable=False))
+# The class of a variable made outside of any strategy, eagerly or in a graph. Subclasses (distributed, sharded,
+# DTensor, caching) have several handles or a relayout behind `assign`: they are never assigned by handle.
+# Made in a graph that is thrown away, because the default one may be the user's.
+with tf.Graph().as_default():
+    PLAIN = type(tf.compat.v1.Variable(0, use_resource=True, trainable=False))
 
 
-def check_eager() -> None:
-    """Refuse graph mode, where stock's loaders return without loading anything (facts: bug B12).
+def in_user_graph() -> bool:
+    """Whether the caller stands in a TensorFlow 1 graph, where an op that nobody runs has no effect."""
+    return not tf.executing_eagerly() and not tf.inside_function()
 
-    Raises
-    ------
-    Unsupported
-        Inside a ``tf.Graph``, or after ``disable_eager_execution``.
+
+def eager_scope() -> Any:
+    """Return a context in which eager variables can be assigned.
+
+    Inside ``tf.Graph().as_default()`` their assignment would become an op that nobody runs.
     """
-    if not tf.executing_eagerly() and not tf.inside_function():
-        raise Unsupported(
-            "loading in TensorFlow 1 graph mode is not supported yet",
-            hint="load eagerly, or use tf_keras' own load_weights with a legacy .h5 file",
-        )
+    return tf.init_scope() if in_user_graph() else nullcontext()
 
 
 def may_use_handles() -> bool:
     """Whether assignments may bypass the library: not while a function is traced."""
-    return bool(tf.executing_eagerly())
+    return not tf.inside_function()
 
 
 def plain_resource(variable: Any) -> Any | None:
@@ -40,20 +41,162 @@ def plain_resource(variable: Any) -> Any | None:
     return variable if type(variable) is PLAIN else None
 
 
-def shape_text(shape: tuple[int, ...]) -> str:
-    """Write a shape as TensorFlow does."""
-    return str(tf.TensorShape(shape))
+def graph_of(variable: Any) -> Any | None:
+    """Return the ``tf.Graph`` that a variable belongs to; ``None`` if it is eager."""
+    if type(variable) is PLAIN:
+        handle = variable.handle
+        if not tf.is_symbolic_tensor(handle):
+            return None
+        # A function's graph is no place to feed; its variables are assigned by the library's own method.
+        return None if handle.graph.building_function else handle.graph
+    if is_ref(variable):
+        return variable.graph
+    # What a strategy distributes: its components stand in one graph.
+    parts = getattr(variable, "values", None)
+    return graph_of(parts[0]) if isinstance(parts, tuple) and parts else None
 
 
-def target_of(variable: tf.Variable, *, handles: bool) -> Target:
-    """Make the target of a ``tf.Variable``, looking through tf_keras' autocasting wrapper."""
-    inner = getattr(variable, "_variable", variable)
-    resource = plain_resource(inner) if handles else None
+def is_ref(variable: Any) -> bool:
+    """Whether a variable is of TensorFlow's old kind, which only graphs have; its class is not public."""
+    return type(variable).__name__ == "RefVariable"
+
+
+def target_of(variable: Any, inner: Any, *, name: str, shape: tuple[int, ...], dtype: str, handles: bool) -> Target:
+    """Make a target.
+
+    Parameters
+    ----------
+    variable : keras.Variable or tf.Variable
+        What the library's own ``assign`` is called on.
+    inner : tf.Variable
+        The TensorFlow variable behind it.
+    name, shape, dtype : str, tuple of int, str
+        As the library shows them.
+    handles : bool
+        Whether it may be assigned by handle.
+    """
+    graph = graph_of(inner)
+    if graph is None:
+        resource = plain_resource(inner) if handles else None
+    else:
+        resource = inner if is_ref(inner) else plain_resource(inner)
     return Target(
-        name=variable.name,
-        shape=tuple(inner.shape.as_list()),
-        dtype=inner.dtype.base_dtype.name,
+        name=name,
+        shape=shape,
+        dtype=dtype,
         variable=variable,
         resource=resource,
-        device=resource.device if resource is not None else "",
+        device=resource.device if graph is None and resource is not None else "",
+        graph=graph,
     )
+
+
+def tf_target(variable: Any, *, handles: bool, shape: tuple[int, ...] | None = None) -> Target:
+    """Make the target of a ``tf.Variable``, looking through tf_keras' autocasting wrapper.
+
+    Parameters
+    ----------
+    variable : tf.Variable
+        The variable.
+    handles : bool
+        Whether it may be assigned by handle.
+    shape : tuple of int, optional
+        The shape to assign, where the variable's own leaves it open. It is then the library's to assign, since
+        the raw op insists on the shape of the present value.
+    """
+    inner = getattr(variable, "_variable", variable)
+    return target_of(
+        variable,
+        inner,
+        name=variable.name,
+        shape=tuple(inner.shape.as_list()) if shape is None else shape,
+        dtype=inner.dtype.base_dtype.name,
+        handles=handles and shape is None,
+    )
+
+
+def keras_target(variable: Any, *, handles: bool) -> Target:
+    """Make the target of a Keras 3 variable."""
+    return target_of(
+        variable,
+        variable._value,
+        name=variable.path,
+        shape=tuple(variable._shape),
+        dtype=variable._dtype,
+        handles=handles,
+    )
+
+
+def any_target(variable: Any, shape: tuple[int, ...], *, handles: bool) -> Target:
+    """Make the target of a variable of Keras 3, tf_keras or TensorFlow itself, for a value of some shape.
+
+    Parameters
+    ----------
+    variable : keras.Variable or tf.Variable
+        The variable.
+    shape : tuple of int
+        The value's shape. The target has it where it fits the declared one, whose dimensions may be open;
+        otherwise it has the declared one, with -1 for what is open.
+    handles : bool
+        Whether it may be assigned by handle: what ``may_use_handles`` says.
+
+    Raises
+    ------
+    TypeError
+        It is no variable.
+    """
+    # What is said of a TensorFlow variable holds for its life: looking it up takes 2 microseconds, finding it out 15.
+    attributes: dict[str, Any] = getattr(variable, "__dict__", {})
+    kept: Target | None = attributes.get("_fastassign_target")
+    if kept is not None and handles:
+        return kept
+    if hasattr(variable, "_value") and hasattr(variable, "path"):
+        return keras_target(variable, handles=handles)
+    if not hasattr(variable, "assign") or not hasattr(variable, "dtype"):
+        raise TypeError(f"{variable!r} is no variable: expected one of keras, tf_keras or tensorflow")
+    declared = static_shape(variable)
+    if declared is None or None in declared:
+        given = shape if fits(declared, shape) else tuple(-1 if d is None else d for d in declared or ())
+        return tf_target(variable, handles=False, shape=given)
+    target = tf_target(variable, handles=handles)
+    if handles:
+        variable._fastassign_target = target
+    return target
+
+
+def fits(declared: tuple[int | None, ...] | None, shape: tuple[int, ...]) -> bool:
+    """Whether a shape is one that a declared shape allows; ``None`` stands for what is open."""
+    if declared is None:
+        return True
+    return len(declared) == len(shape) and all(a in (None, b) for a, b in zip(declared, shape, strict=True))
+
+
+def shape_error(target: Target, received: tuple[int, ...]) -> str:
+    """Return the text of the library's own ``assign`` for a value of the wrong shape."""
+    variable = target.variable
+    if hasattr(variable, "_value"):
+        return (
+            "The shape of the target variable and "
+            "the shape of the target value in "
+            "`variable.assign(value)` must match. "
+            f"variable.shape={variable.shape}, "
+            f"Received: value.shape={tf.TensorShape(received)}. "
+            f"Target variable: {variable}"
+        )
+    return (
+        f"Cannot assign value to variable ' {target.name}': Shape mismatch."
+        f"The variable shape {target.shape}, and the assigned value shape {received} are incompatible."
+    )
+
+
+@cache
+def numpy_dtype_of(dtype: str) -> np.dtype[Any]:
+    """Return the numpy dtype of a TensorFlow dtype, by its name."""
+    found: np.dtype[Any] = np.dtype(tf.as_dtype(dtype).as_numpy_dtype)
+    return found
+
+
+def static_shape(variable: Any) -> tuple[int | None, ...] | None:
+    """Return the shape that a variable is declared with: ``None`` for each open dimension, or for an open rank."""
+    shape = tf.TensorShape(getattr(variable, "_variable", variable).shape)
+    return None if shape.rank is None else tuple(shape.as_list())

@@ -1,0 +1,108 @@
+"""The session that runs the assignments of a TensorFlow 1 graph."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import tensorflow as tf
+
+from fastassign.errors import Mismatch, NoSession, Unsupported
+from fastassign.targets.target import Target
+
+
+def find_session(session: Any, targets: Iterable[Target]) -> Any | None:
+    """Return the session to run, or ``None`` where all variables are eager.
+
+    The order is Keras' own: the session given, the default session, for tf_keras' variables its global session.
+
+    Parameters
+    ----------
+    session : tf.compat.v1.Session, optional
+        What the caller gave.
+    targets : iterable of Target
+        What will be assigned.
+
+    Raises
+    ------
+    NoSession
+        The variables belong to a graph, and there is no session that runs it.
+    Mismatch
+        Session and variables do not belong together.
+    Unsupported
+        A variable of a graph that is partitioned, or distributed by a strategy.
+    """
+    targets = list(targets)
+    graphs = {id(target.graph): target.graph for target in targets}
+    if not targets or list(graphs.values()) == [None]:
+        if session is not None and targets:
+            raise Mismatch(
+                "a session was given, but the variables are eager: no session holds their values",
+                variable=targets[0].name,
+                hint="leave session= out",
+            )
+        return None
+    if len(graphs) > 1:
+        raise Mismatch(
+            "the variables belong to different graphs, or some are eager and some are not",
+            hint="assign those of each graph in a call of their own",
+        )
+    graph: Any = targets[0].graph
+    for target in targets:
+        if target.resource is None:
+            raise Unsupported(
+                f"{target.name} is made of several variables (partitioned, or distributed by a strategy) in a "
+                "TensorFlow 1 graph",
+                variable=target.name,
+            )
+    if session is not None:
+        _check_open(session)
+        if session.graph is not graph:
+            raise Mismatch(
+                "the session runs another graph than the one that the variables belong to",
+                variable=targets[0].name,
+                hint="give the session that was made for the variables' graph",
+            )
+        return session
+    default = tf.compat.v1.get_default_session()
+    if default is not None and default.graph is graph:
+        _check_open(default)
+        return default
+    backend = sys.modules.get("tf_keras.src.backend")
+    if default is None and backend is not None and _are_kept_by(backend, graph, targets):
+        with graph.as_default():
+            # Not `get_session`, which first runs the initialisers of the values that are to be replaced.
+            return backend._get_session()
+    raise NoSession(
+        "the variables belong to a TensorFlow 1 graph, and no session was given that runs it"
+        if default is None
+        else "the variables belong to another graph than the one that the default session runs",
+        variable=targets[0].name,
+        hint="pass session=, or call this inside `with session.as_default():`",
+    )
+
+
+def _check_open(session: Any) -> None:
+    # One that wraps a session has no graph any more when it is closed.
+    if getattr(session, "_closed", False) or session.graph is None:
+        raise NoSession("the session is closed", hint="a session's values are gone with it; make a new one")
+
+
+def mark_initialized(session: Any, targets: Iterable[Target]) -> None:
+    """Tell tf_keras that variables have values in its own session, as it notes of those that it initialises itself.
+
+    Otherwise its next ``get_session`` asks for each, and adds an op to the graph for each.
+    """
+    backend = sys.modules.get("tf_keras.src.backend")
+    if backend is None or session is not getattr(backend._SESSION, "session", None):
+        return
+    for target in targets:
+        target.variable._keras_initialized = True
+        target.resource._keras_initialized = True  # type: ignore[union-attr] # what can be fed has one
+
+
+def _are_kept_by(backend: Any, graph: Any, targets: list[Target]) -> bool:
+    """Whether tf_keras made these variables: it keeps a list of those that it will have to initialise."""
+    kept = backend._GRAPH_VARIABLES.get(graph, ())
+    return all(target.variable in kept or target.resource in kept for target in targets)
