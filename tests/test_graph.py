@@ -73,7 +73,9 @@ def dense(graph):
 
 
 def holds(session, model, values):
-    return graph_modes.same(session.run([weight.value() for weight in model.weights]), values)
+    """Whether the variables of a model, or these, have these values."""
+    variables = getattr(model, "weights", model)
+    return graph_modes.same(session.run([variable.value() for variable in variables]), values)
 
 
 # The four modes.
@@ -267,14 +269,14 @@ def test_each_session_has_its_own_values(graph):
 
 
 def test_each_session_has_its_own_model(files, graph):
-    model = graph_modes.build("functional")
+    model = graph_modes.build("small")
     one, two = v1.Session(), v1.Session()
-    fa.load_weights(model, files / "functional.h5", session=one)
+    fa.load_weights(model, files / "small.h5", session=one)
     count = count_ops(graph)
-    fa.load_weights(model, files / "functional.weights.h5", session=two)
+    fa.load_weights(model, files / "small.weights.h5", session=two)
     fa.assign([(weight, np.zeros(weight.shape)) for weight in model.weights], one)
     assert count_ops(graph) == count
-    assert holds(two, model, graph_modes.saved(files, "functional"))
+    assert holds(two, model, graph_modes.saved(files, "small"))
     assert not any(array.any() for array in one.run([weight.value() for weight in model.weights]))
 
 
@@ -314,14 +316,14 @@ def test_monitored_session(kind, graph):
 
 
 def test_finalized_graph(files, graph, session):
-    model = graph_modes.build("functional")
-    fa.load_weights(model, files / "functional.h5")
+    model = graph_modes.build("small")
+    fa.load_weights(model, files / "small.h5")
     weights = [weight.value() for weight in model.weights]
     graph.finalize()
     for suffix in (".h5", ".weights.h5"):
         fa.assign([(weight, np.zeros(weight.shape)) for weight in model.weights])
-        fa.load_weights(model, files / f"functional{suffix}")
-        assert graph_modes.same(session.run(weights), graph_modes.saved(files, "functional"))
+        fa.load_weights(model, files / f"small{suffix}")
+        assert graph_modes.same(session.run(weights), graph_modes.saved(files, "small"))
 
 
 def test_variables_of_a_partitioner_are_refused(graph, session):
@@ -481,10 +483,10 @@ def test_nothing_is_assigned_where_one_does_not_fit(graph, session):
 
 
 def test_too_large_for_the_budget(files, graph, session):
-    model = graph_modes.build("functional")
+    model = graph_modes.build("small")
     count = count_ops(graph)
     with pytest.raises(fa.Budget):
-        fa.load_weights(model, files / "functional.h5", options=fa.LoadOptions(max_staging_bytes=64))
+        fa.load_weights(model, files / "small.h5", options=fa.LoadOptions(max_staging_bytes=64))
     assert count_ops(graph) == count
 
 
@@ -544,12 +546,12 @@ def test_keras_may_change_open_shapes_after_us(use_resource, graph, session):
 
 
 def test_another_thread(files, graph, session):
-    model = graph_modes.build("functional")
+    model = graph_modes.build("small")
     failures = []
 
     def load():
         try:
-            fa.load_weights(model, files / "functional.h5", session=session)
+            fa.load_weights(model, files / "small.h5", session=session)
         except BaseException as error:  # noqa: BLE001 - for the thread that asserts
             failures.append(error)
 
@@ -557,7 +559,7 @@ def test_another_thread(files, graph, session):
     thread.start()
     thread.join(60)
     assert failures == []
-    assert holds(session, model, graph_modes.saved(files, "functional"))
+    assert holds(session, model, graph_modes.saved(files, "small"))
 
 
 def test_two_sessions_of_one_graph_at_once(tmp_path, graph):
@@ -595,12 +597,12 @@ def test_two_sessions_of_one_graph_at_once(tmp_path, graph):
 
 
 def test_loader_in_the_background(files, graph, session):
-    model = graph_modes.build("functional")
+    model = graph_modes.build("small")
     with fa.Loader(model, session=session) as loader:
         for suffix in (".h5", ".weights.h5"):
             fa.assign([(weight, np.zeros(weight.shape)) for weight in model.weights])
-            loader.load_async(files / f"functional{suffix}").result(60)
-            assert holds(session, model, graph_modes.saved(files, "functional"))
+            loader.load_async(files / f"small{suffix}").result(60)
+            assert holds(session, model, graph_modes.saved(files, "small"))
 
 
 def test_readers_beside_assignments(graph, session):
@@ -961,81 +963,82 @@ TestPool = PoolMachine.TestCase
 
 @pytest.fixture
 def case(tmp_path, graph, session):
-    """A file, a model with other values, what it holds, and what is in the file; and that it can load afterwards."""
-    units = (32, 48, 32, 16, 7)
-    model = models.chain(tf_keras, *units, size=20)
+    """A file, variables with other values, those, and what is in the file; and that it can be loaded afterwards."""
     rng = np.random.default_rng(0)
-    new, old = ([rng.normal(size=weight.shape).astype(np.float32) for weight in model.weights] for _ in range(2))
-    path = tmp_path / "model.h5"
-    K.batch_set_value(list(zip(model.weights, new, strict=True)))
-    model.save_weights(str(path))
+    shapes = [(20, 32), (32,), (32, 48), (48,), (48, 32), (32,), (32, 16), (16,), (16, 7), (7,)]
+    new, old = ([rng.normal(size=shape).astype(np.float32) for shape in shapes] for _ in range(2))
+    variables = [variable_of(f"v{i}", shape, "float32", use_resource=i % 3 > 0) for i, shape in enumerate(shapes)]
+    fa.assign(zip(variables, old, strict=True))
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        for variable, array in zip(variables, new, strict=True):
+            file[variable.name] = array
     attacks.settle(path)
     whole = path.read_bytes()
-    K.batch_set_value(list(zip(model.weights, old, strict=True)))
-    yield path, model, old, new
+    yield path, variables, old, new
     path.write_bytes(whole)
-    fa.load_weights(model, path)
-    assert holds(session, model, new)
+    fa.load_weights(variables, path)
+    assert holds(session, variables, new)
 
 
 TINY = {"read_bytes": 4096, "window_bytes": 8192, "max_staging_bytes": 8192, "index_cache": False}
 
 
-def tiny_plan(model, path, *, threads=2, **how):
-    return fa.plan(model, path, options=fa.LoadOptions(threads=threads, **TINY), **how)
+def tiny_plan(variables, path, *, threads=2, **how):
+    return fa.plan(variables, path, options=fa.LoadOptions(threads=threads, **TINY), **how)
 
 
-def assert_state(session, model, named, old, new):
+def assert_state(session, variables, named, old, new):
     """Those that were named have new values, the others their old ones."""
-    assert set(named) <= {weight.name for weight in model.weights} and len(set(named)) == len(named)
-    wanted = [b if weight.name in named else a for weight, a, b in zip(model.weights, old, new, strict=True)]
-    assert holds(session, model, wanted)
+    assert set(named) <= {variable.name for variable in variables} and len(set(named)) == len(named)
+    wanted = [b if variable.name in named else a for variable, a, b in zip(variables, old, new, strict=True)]
+    assert holds(session, variables, wanted)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.99])
+@pytest.mark.parametrize("share", [0.0, 0.6])
 @pytest.mark.parametrize("fault", ["fails_at", "ends_at"])
 def test_storage_fails(fault, share, threads, case, session):
-    path, model, old, new = case
-    plan = tiny_plan(model, path, threads=threads)
+    path, variables, old, new = case
+    plan = tiny_plan(variables, path, threads=threads)
     assert len(plan.batches) > 2
     extents = sorted(e.offset for r in fa.inspect(path).contents.records.values() for e in r.extents)
     place = extents[int(share * len(extents))]
     with pytest.raises(OSError) as caught:
         plan.executor(plan, make_source=getattr(faults, fault)(place))
-    assert_state(session, model, caught.value.assigned, old, new)
+    assert_state(session, variables, caught.value.assigned, old, new)
 
 
 def test_storage_fails_at_the_end(case, session):
     """By then others are assigned, in the order of the file."""
-    path, model, old, new = case
-    plan = tiny_plan(model, path, threads=1)
+    path, variables, old, new = case
+    plan = tiny_plan(variables, path, threads=1)
     last = plan.batches[-1].placements[-1].assignment.record.extents[-1]
     with pytest.raises(fa.Truncated) as caught:
         plan.executor(plan, make_source=faults.ends_at(last.offset + last.nbytes - 1))
-    assert 0 < len(caught.value.assigned) < len(model.weights)
-    assert_state(session, model, caught.value.assigned, old, new)
+    assert 0 < len(caught.value.assigned) < len(variables)
+    assert_state(session, variables, caught.value.assigned, old, new)
 
 
 def test_bad_but_whole_storage(case, session):
-    path, model, _, new = case
-    plan = tiny_plan(model, path)
+    path, variables, _, new = case
+    plan = tiny_plan(variables, path)
     plan.executor(plan, make_source=faults.random_shares(1))
-    assert holds(session, model, new)
+    assert holds(session, variables, new)
 
 
 def test_file_cut_short(case, session):
-    path, model, old, _ = case
-    plan = tiny_plan(model, path)
+    path, variables, old, _ = case
+    plan = tiny_plan(variables, path)
     os.truncate(path, path.stat().st_size // 2)
     with pytest.raises((fa.Changed, fa.Truncated)):
         plan.execute()
-    assert holds(session, model, old)
+    assert holds(session, variables, old)
 
 
 def test_file_changes_while_it_is_read(case, session):
-    path, model, old, new = case
-    plan = tiny_plan(model, path, threads=1)
+    path, variables, old, new = case
+    plan = tiny_plan(variables, path, threads=1)
 
     def touch(number, offset, wanted):
         if number == 2:
@@ -1043,46 +1046,46 @@ def test_file_changes_while_it_is_read(case, session):
 
     with pytest.raises(fa.Changed) as caught:
         plan.executor(plan, make_source=faults.faulty(before=touch))
-    assert len(caught.value.assigned) < len(model.weights)
-    assert_state(session, model, caught.value.assigned, old, new)
+    assert len(caught.value.assigned) < len(variables)
+    assert_state(session, variables, caught.value.assigned, old, new)
 
 
 def test_atomic_load_that_storage_ends(case, session):
-    path, model, old, _ = case
-    plan = fa.plan(model, path, atomic=True)
+    path, variables, old, _ = case
+    plan = fa.plan(variables, path, atomic=True)
     last = plan.batches[-1].placements[-1].assignment.record.extents[-1]
     with pytest.raises(fa.Truncated) as caught:
         plan.executor(plan, make_source=faults.ends_at(last.offset))
     assert caught.value.assigned == ()
-    assert holds(session, model, old)
+    assert holds(session, variables, old)
 
 
 @pytest.mark.parametrize("atomic", [False, True])
 def test_callback_that_raises_after_the_first_assignment(atomic, case, session):
     """What the error says of the state is true; atomic means that there is no other than the old one."""
-    path, model, old, new = case
+    path, variables, old, new = case
 
     def progress(event):
         if event.done_variables:
             raise KeyError("enough")
 
     with pytest.raises(KeyError, match="enough") as caught:
-        fa.load_weights(model, path, atomic=atomic, progress=progress)
+        fa.load_weights(variables, path, atomic=atomic, progress=progress)
     assert (caught.value.assigned == ()) == atomic
-    assert_state(session, model, caught.value.assigned, old, new)
+    assert_state(session, variables, caught.value.assigned, old, new)
 
 
 def test_atomic_load_of_a_file_that_changes_at_the_end(case, session):
-    path, model, old, _ = case
+    path, variables, old, _ = case
 
     def progress(event):
         if event.done_variables == event.total_variables:
             os.utime(path, ns=(1, 1))
 
     with pytest.raises(fa.Changed) as caught:
-        fa.load_weights(model, path, atomic=True, progress=progress)
+        fa.load_weights(variables, path, atomic=True, progress=progress)
     assert caught.value.assigned == ()
-    assert holds(session, model, old)
+    assert holds(session, variables, old)
 
 
 @pytest.mark.parametrize("atomic", [False, True])
@@ -1111,40 +1114,40 @@ def test_conversions_of_which_one_fails(atomic, tmp_path, session):
     with pytest.raises(OSError) as caught:
         plan.executor(plan, make_source=faults.fails_at(record.extents[0].offset))
     assert (caught.value.assigned == ()) == atomic
-    assert_state(session, model, caught.value.assigned, old, new)
+    assert_state(session, model.weights, caught.value.assigned, old, new)
 
 
 # What is told.
 
 
 def test_progress_and_report(files, graph, session):
-    model = graph_modes.build("functional")
+    model = graph_modes.build("small")
     events = []
-    report = fa.load_weights(model, files / "functional.whole.h5", progress=events.append)
+    report = fa.load_weights(model, files / "small.whole.h5", progress=events.append)
     total = sum(4 * int(np.prod(weight.shape)) for weight in model.weights)
-    assert report.nbytes == total and report.assigned == len(model.weights) and report.routes == {"feed": 9}
+    assert report.nbytes == total and report.assigned == len(model.weights) and report.routes == {"feed": 4}
     assert report.missing == report.unexpected == report.cast == report.skipped == ()
     assert {"index", "match", "plan", "execute", "assign", "total"} <= report.seconds.keys()
     assert (events[-1].done_bytes, events[-1].done_variables) == (total, len(model.weights))
 
 
 def test_plan_says_feed_and_changes_nothing(files, graph, session):
-    model = graph_modes.build("functional")
+    model = graph_modes.build("small")
     count = count_ops(graph)
-    plan = fa.plan(model, files / "functional.h5")
+    plan = fa.plan(model, files / "small.h5")
     assert {row["route"] for row in plan.to_dict()["tensors"]} == {"feed"}
     assert count_ops(graph) == count
     assert plan.execute().assigned == len(model.weights)
-    assert holds(session, model, graph_modes.saved(files, "functional"))
+    assert holds(session, model, graph_modes.saved(files, "small"))
 
 
-def test_budget_bounds_what_is_staged(case, session, monkeypatch):
-    path, model, _, new = case
-    plan = tiny_plan(model, path)
+def test_budget_bounds_what_is_staged(case, session):
+    path, variables, _, new = case
+    plan = tiny_plan(variables, path)
     assert plan.staging_bytes <= TINY["max_staging_bytes"]
-    assert max(batch.staged_bytes for batch in plan.batches) <= TINY["max_staging_bytes"]
+    assert len(plan.batches) > 2
     plan.execute()
-    assert holds(session, model, new)
+    assert holds(session, variables, new)
 
 
 def test_skipped_mismatch(files, graph, session):

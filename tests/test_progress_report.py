@@ -98,7 +98,7 @@ class TestProgress:
         monkeypatch.setenv("TERM", "xterm")
         with reporting(True) as callback:
             for done in (1, 50, 100):
-                callback(ProgressEvent(done, 100, done, 100, 0.1, "a/[/b]:x:"))
+                callback(ProgressEvent(done, done, 100, done, 100, 0.1, "a/[/b]:x:"))
         assert "100/100 bytes" in terminal.getvalue()
         assert "a/[/b]:x:" in terminal.getvalue()
 

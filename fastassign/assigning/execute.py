@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 import warnings
@@ -413,9 +414,16 @@ def _tell_user(matching: Matching, failures: list[Failure]) -> None:
     """Give stock's warnings, now that it is known which objects failed by their own methods."""
     for notice in (*matching.notices, *failure_notices(matching.library, failures)):
         if notice.channel == "warnings":
-            # The level of whoever called load_weights, or Plan.execute.
-            warnings.warn(notice.text, UserWarning, stacklevel=6)
+            warnings.warn(notice.text, UserWarning, stacklevel=_callers_level())
         elif notice.channel == "absl":
             logging.getLogger("absl").warning(notice.text)
         else:
             tf.get_logger().warning(notice.text)
+
+
+def _callers_level() -> int:
+    """Return the ``stacklevel`` at which a warning of ``_tell_user`` points at the code that called fastassign."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("fastassign."):
+        level, frame = level + 1, frame.f_back
+    return level
