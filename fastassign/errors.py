@@ -70,6 +70,9 @@ def annotate(error: BaseException, note: str) -> None:
     error.__notes__ = notes  # type: ignore[attr-defined] # PEP 678's own attribute: Python 3.10 keeps it, and prints nothing
 
 
+_CHANGED, _UNCHANGED = "have their new values already", "no variable was changed"
+
+
 def name_state(error: BaseException, assigned: tuple[str, ...], total: int) -> None:
     """Tell with an error that ended a load which variables have their new values already.
 
@@ -83,11 +86,12 @@ def name_state(error: BaseException, assigned: tuple[str, ...], total: int) -> N
         How many there would have been.
     """
     error.assigned = assigned  # type: ignore[attr-defined]
-    if not assigned:
-        annotate(error, "no variable was changed")
-        return
     shown = ", ".join(assigned[:8]) + (", ..." if len(assigned) > 8 else "")
-    annotate(error, f"{len(assigned)} of {total} variables have their new values already: {shown}")
+    said = f"{len(assigned)} of {total} variables {_CHANGED}: {shown}"
+    # Who carries out several loads knows more than the one that failed: the last word counts.
+    notes = [n for n in getattr(error, "__notes__", ()) if n != _UNCHANGED and _CHANGED not in n]
+    error.__notes__ = notes  # type: ignore[attr-defined]
+    annotate(error, said if assigned else _UNCHANGED)
 
 
 class Unreadable(FastAssignError, OSError):

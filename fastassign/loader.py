@@ -141,7 +141,7 @@ class Loader:
         options: LoadOptions | None = None,
     ) -> None:
         self._options = options or LoadOptions()
-        self.lock = lock or threading.Lock()
+        self.lock = threading.Lock() if lock is None else lock
         self._reads_first = self._options.swap == "together"
         self._held: AbstractContextManager[Any] = self.lock if self._reads_first else nullcontext()
         request = Request(

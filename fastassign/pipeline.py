@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastassign.catalog.memory import MemoryCatalog
 from fastassign.catalog.open import Catalog, open_catalog
-from fastassign.errors import Unsupported
+from fastassign.errors import FastAssignError, Unsupported
 from fastassign.matching.assignment import Matching
 from fastassign.matching.match import Request, choose_layout, match
 from fastassign.options import LoadOptions
@@ -89,7 +89,12 @@ class Job:
         from fastassign.assigning.execute import execute
         from fastassign.targets.session import find_session
 
-        session = find_session(self.session, matching.targets)
+        try:
+            session = find_session(self.session, matching.targets)
+        except FastAssignError as error:
+            if isinstance(catalog, Catalog):
+                error.at(catalog.path)
+            raise
         if session is not None and matching.hooks:
             raise Unsupported(
                 f"{matching.hooks[0].obj} loads itself, by its own load_own_variables, which has no effect in a "

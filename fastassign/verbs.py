@@ -9,6 +9,7 @@ from typing import Any
 
 from fastassign.catalog.open import Catalog
 from fastassign.collection import held_back
+from fastassign.errors import name_state
 from fastassign.matching.match import Request
 from fastassign.options import LoadOptions
 from fastassign.pipeline import Job, index, total
@@ -192,7 +193,20 @@ def assign(pairs: Iterable[tuple[Any, Any]], session: Any = None, *, options: Lo
         plans = [job.plan_matching(catalog, matching) for catalog, matching in matchings]
         for made in plans:
             made.seconds.update(match=matched / len(plans), plan=(time.perf_counter() - begin - matched) / len(plans))
-        return total([made.execute() for made in plans])
+        return total(_execute_all(plans))
+
+
+def _execute_all(plans: list[Plan]) -> list[Report]:
+    names = [[target.name for target in made.matching.targets] for made in plans]
+    reports: list[Report] = []
+    for made in plans:
+        try:
+            reports.append(made.execute())
+        except BaseException as error:
+            before = [name for each in names[: len(reports)] for name in each]
+            name_state(error, (*before, *getattr(error, "assigned", ())), sum(map(len, names)))
+            raise
+    return reports
 
 
 def inspect(path: str | os.PathLike[str], *, options: LoadOptions | None = None) -> Catalog:

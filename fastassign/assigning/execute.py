@@ -87,16 +87,18 @@ def execute(
     begin = time.perf_counter()
     if session is not None:
         graph.prepare(session.graph, plan.matching.targets)
-    with eager_scope() if session is None else nullcontext(), plan.catalog.open() as file:
+    with eager_scope() if session is None else nullcontext(), _opened(plan) as file:
         run = _Run(plan, file, make_source(file), progress, begin, session=session, gate=gate or Gate(), fused=fused)
         run.all(convert_layer, skip_mismatch)
-        if session is None:
-            for finalize in plan.matching.finalizers:
-                finalize()
-        else:
-            # What a layer derives from its weights in a graph is an op that reads them: it needs no renewal.
-            mark_initialized(session, plan.matching.targets)
     return run.report()
+
+
+def _opened(plan: Plan) -> WeightFile | MemoryFile:
+    try:
+        return plan.catalog.open()
+    except FastAssignError as error:
+        name_state(error, (), len(plan.matching.targets))
+        raise
 
 
 class _Run:
@@ -138,15 +140,18 @@ class _Run:
                 with self._gate:
                     self._run_library(convert_layer, skip_mismatch)
                     self._assign_all(finished)
+                    self._finish()
             else:
                 self._run_library(convert_layer, skip_mismatch)
                 self._assign_all(self._read())
-            self._file.check_unchanged()
+                self._file.check_unchanged()
+                self._finish()
         except BaseException as error:
-            if self._plan.atomic:
+            # What a session was fed with stays: fetching the old values first would take as long as the load.
+            if self._plan.atomic and self._session is None:
                 self._rollback.restore()
                 self._assigned.clear()
-            if isinstance(error, FastAssignError):
+            if isinstance(error, FastAssignError) and isinstance(self._file, WeightFile):
                 error.at(self._plan.catalog.path)
             name_state(error, tuple(self._assigned), self._total)
             raise
@@ -184,6 +189,14 @@ class _Run:
         self._failures += failures
         _tell_user(self._plan.matching, self._failures)
         self._convert(convert_layer)
+
+    def _finish(self) -> None:
+        if self._session is None:
+            for finalize in self._plan.matching.finalizers:
+                finalize()
+        else:
+            # What a layer derives from its weights in a graph is an op that reads them: it needs no renewal.
+            mark_initialized(self._session, self._plan.matching.targets)
 
     # Batches.
 
@@ -350,19 +363,24 @@ class _Run:
     # What only the library can do.
 
     def _convert(self, convert_layer: Callable[..., list[Any]] | None) -> None:
+        pairs: list[tuple[Target, Any]] = []
         for conversion in self._plan.matching.conversions:
             if convert_layer is None:
                 raise TypeError("the plan has conversions, but no function that does them")
-            converted = library.convert(conversion, self._read_array, convert_layer)
-            if self._session is not None:
-                targets = [target for target, _ in converted]
-                self._feed_values("convert", targets, [host.owned_copy(value, target) for target, value in converted])
-            else:
-                for target, value in converted:
-                    self._remember(target)
-                    target.variable.assign(np.asarray(value, dtype=numpy_dtype_of(target.dtype)))
-                    self._count("convert", [target.name])
+            pairs += library.convert(conversion, self._read_array, convert_layer)
             self._done_bytes += sum(record.nbytes for record in conversion.records)
+        if not pairs:
+            return
+        # All are read before the first is assigned.
+        self._file.check_unchanged()
+        if self._session is not None:
+            values = [host.owned_copy(value, target) for target, value in pairs]
+            self._feed_values("convert", [target for target, _ in pairs], values)
+            return
+        for target, value in pairs:
+            self._remember(target)
+            target.variable.assign(np.asarray(value, dtype=numpy_dtype_of(target.dtype)))
+            self._count("convert", [target.name])
 
     def _read_array(self, record: TensorRecord) -> np.ndarray[Any, Any]:
         array = np.empty(record.shape, dtype=numpy_dtype(record.dtype))

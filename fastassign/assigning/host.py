@@ -93,7 +93,13 @@ class Arena:
 
 def owned_copy(values: Any, target: Target) -> np.ndarray[Any, Any]:
     """Return values, cast to a variable's dtype, in pooled memory that nobody else writes to."""
-    view = Arena(target.nbytes, pooled=True).view(0, target.shape, target.dtype)
+    # Without elements there is nothing to own.
+    is_empty = 0 in target.shape
+    view: np.ndarray[Any, Any] = (
+        np.empty(target.shape, numpy_dtype_of(target.dtype))
+        if is_empty
+        else Arena(target.nbytes, pooled=True).view(0, target.shape, target.dtype)
+    )
     np.copyto(view, values, casting="unsafe")
     return view
 

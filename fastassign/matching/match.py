@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fastassign.catalog.keras_legacy import LegacyLayout, read_layout
+from fastassign.catalog.keras_legacy import LegacyLayout, is_legacy, read_layout
 from fastassign.catalog.open import Catalog
 from fastassign.catalog.records import TensorRecord
 from fastassign.errors import FastAssignError, Mismatch, Unsupported
@@ -110,6 +110,7 @@ def match(
     try:
         if model.library == "tensorflow":
             matching = match_by_key(model, catalog, skip_mismatch=request.skip_mismatch)
+            saved = read_layout(catalog.contents) if is_legacy(catalog.contents) else None
         elif layout == "keras3":
             matching = match_by_path(
                 model, catalog, skip_mismatch=request.skip_mismatch, objects_to_skip=request.objects_to_skip or ()

@@ -379,8 +379,9 @@ def _batch(placements: Sequence[Placement], reads: Sequence[Read]) -> Batch:
 
 def _library_bytes(matching: Matching) -> int:
     hooks = [sum(record.nbytes for record in hook.records.values()) for hook in matching.hooks]
-    layers = [sum(record.nbytes for record in conversion.records) for conversion in matching.conversions]
-    return max((*hooks, *layers), default=0)
+    # Objects load themselves one by one; conversions are all read before the first is assigned.
+    converted = sum(record.nbytes for conversion in matching.conversions for record in conversion.records)
+    return max(*hooks, converted, 0)
 
 
 def _check_overlaps(catalog: Catalog | MemoryCatalog, assignments: Sequence[Assignment]) -> None:

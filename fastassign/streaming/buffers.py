@@ -78,7 +78,17 @@ class Pool:
 
     def _take_back(self, block: np.ndarray[Any, Any]) -> None:
         with self._lock:
-            if self.idle_bytes + block.nbytes <= self.keep_bytes:
+            if block.nbytes > self.keep_bytes:
+                return
+            # What comes back is what the next load will want; of what is idle, the size that came first goes.
+            while self.idle_bytes + block.nbytes > self.keep_bytes:
+                oldest = next(iter(self._idle))
+                blocks = self._idle[oldest]
+                if blocks:
+                    self.idle_bytes -= blocks.pop().nbytes
+                else:
+                    del self._idle[oldest]
+            if block.nbytes:
                 self._idle.setdefault(block.nbytes, []).append(block)
                 self.idle_bytes += block.nbytes
 

@@ -281,7 +281,10 @@ def node_kind(obj: Any) -> NodeKind:
     kind = _node_kinds.get(cls)
     if kind is None:
         kind = "saveable" if isinstance(obj, KerasSaveable) else "container" if isinstance(obj, _CONTAINERS) else ""
-        _node_kinds[cls] = kind
+        # A class made inside a function may be made anew at every call, and keep alive what the function refers to:
+        # Keras has one that keeps the model.
+        if "<locals>" not in cls.__qualname__:
+            _node_kinds[cls] = kind
     return kind
 
 

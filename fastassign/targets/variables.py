@@ -26,9 +26,10 @@ def in_user_graph() -> bool:
 def eager_scope() -> Any:
     """Return a context in which eager variables can be assigned.
 
-    Inside ``tf.Graph().as_default()`` their assignment would become an op that nobody runs.
+    Inside ``tf.Graph().as_default()`` their assignment would become an op that nobody runs. ``tf.init_scope`` leaves
+    functions only.
     """
-    return tf.init_scope() if in_user_graph() else nullcontext()
+    return tf.__internal__.eager_context.eager_mode() if in_user_graph() else nullcontext()
 
 
 def may_use_handles() -> bool:
@@ -53,12 +54,19 @@ def graph_of(variable: Any) -> Any | None:
         return variable.graph
     # What a strategy distributes: its components stand in one graph.
     parts = getattr(variable, "values", None)
-    return graph_of(parts[0]) if isinstance(parts, tuple) and parts else None
+    # What a partitioner cut stands in one graph too.
+    parts = getattr(variable, "_variable_list", None) if parts is None else parts
+    return graph_of(parts[0]) if isinstance(parts, (tuple, list)) and parts else None
 
 
 def is_ref(variable: Any) -> bool:
     """Whether a variable is of TensorFlow's old kind, which only graphs have; its class is not public."""
     return type(variable).__name__ == "RefVariable"
+
+
+def _unwrapped(variable: Any) -> Any:
+    """Return what stands behind tf_keras' autocasting wrapper; a variable of the old kind calls its tensor the same."""
+    return variable if is_ref(variable) else getattr(variable, "_variable", variable)
 
 
 def target_of(variable: Any, inner: Any, *, name: str, shape: tuple[int, ...], dtype: str, handles: bool) -> Target:
@@ -104,7 +112,7 @@ def tf_target(variable: Any, *, handles: bool, shape: tuple[int, ...] | None = N
         The shape to assign, where the variable's own leaves it open. It is then the library's to assign, since
         the raw op insists on the shape of the present value.
     """
-    inner = getattr(variable, "_variable", variable)
+    inner = _unwrapped(variable)
     return target_of(
         variable,
         inner,
@@ -147,11 +155,12 @@ def any_target(variable: Any, shape: tuple[int, ...], *, handles: bool) -> Targe
     """
     # What is said of a TensorFlow variable holds for its life: looking it up takes 2 microseconds, finding it out 15.
     attributes: dict[str, Any] = getattr(variable, "__dict__", {})
-    kept: Target | None = attributes.get("_fastassign_target")
+    kept: tuple[Any, ...] | None = attributes.get("_fastassign_target")
     if kept is not None and handles:
-        return kept
+        name, kept_shape, dtype, is_plain, device, graph = kept
+        return Target(name, kept_shape, dtype, variable, _unwrapped(variable) if is_plain else None, device, graph)
     if hasattr(variable, "_value") and hasattr(variable, "path"):
-        return keras_target(variable, handles=handles)
+        return keras_target(variable, handles=handles and not _in_stateless_scope())
     if not hasattr(variable, "assign") or not hasattr(variable, "dtype"):
         raise TypeError(f"{variable!r} is no variable: expected one of keras, tf_keras or tensorflow")
     declared = static_shape(variable)
@@ -160,8 +169,17 @@ def any_target(variable: Any, shape: tuple[int, ...], *, handles: bool) -> Targe
         return tf_target(variable, handles=False, shape=given)
     target = tf_target(variable, handles=handles)
     if handles:
-        variable._fastassign_target = target
+        # Not the target, which refers to the variable: in a circle its memory would wait for the collector.
+        variable._fastassign_target = (
+            target.name, target.shape, target.dtype, target.resource is not None, target.device, target.graph
+        )  # fmt: skip
     return target
+
+
+def _in_stateless_scope() -> bool:
+    from keras.src.backend.common.stateless_scope import in_stateless_scope
+
+    return bool(in_stateless_scope())
 
 
 def fits(declared: tuple[int | None, ...] | None, shape: tuple[int, ...]) -> bool:
@@ -185,7 +203,7 @@ def shape_error(target: Target, received: tuple[int, ...]) -> str:
         )
     return (
         f"Cannot assign value to variable ' {target.name}': Shape mismatch."
-        f"The variable shape {target.shape}, and the assigned value shape {received} are incompatible."
+        f"The variable shape {variable.shape}, and the assigned value shape {received} are incompatible."
     )
 
 
@@ -198,5 +216,5 @@ def numpy_dtype_of(dtype: str) -> np.dtype[Any]:
 
 def static_shape(variable: Any) -> tuple[int | None, ...] | None:
     """Return the shape that a variable is declared with: ``None`` for each open dimension, or for an open rank."""
-    shape = tf.TensorShape(getattr(variable, "_variable", variable).shape)
+    shape = tf.TensorShape(_unwrapped(variable).shape)
     return None if shape.rank is None else tuple(shape.as_list())
