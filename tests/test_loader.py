@@ -1493,6 +1493,15 @@ class TestTraining:
                 np.testing.assert_allclose(call(x), stock(x), rtol=1e-6)
         assert call.experimental_get_tracing_count() == 1
 
+    def test_loads_inside_a_graph(self, files, contents, model):
+        """Of eager variables: nothing is added to it."""
+        with fa.Loader(model) as loader:
+            for seed in (1, 2, 1):
+                with tf.Graph().as_default() as graph:
+                    loader.load(files[seed])
+                    assert graph.get_operations() == []
+                assert values(model) == contents[seed]
+
 
 # Arguments and options.
 

@@ -34,11 +34,15 @@ class Workers:
         self._threads = [
             threading.Thread(target=self._work, name=f"fastassign-reader-{i}", daemon=True) for i in range(count - 1)
         ]
-        for thread in self._threads:
-            thread.start()
 
     def __enter__(self) -> Workers:
-        """Return the workers."""
+        """Start the threads."""
+        try:
+            for thread in self._threads:
+                thread.start()
+        except BaseException:  # Ctrl-C comes at any time
+            self.stop()
+            raise
         return self
 
     def __exit__(
@@ -77,9 +81,10 @@ class Workers:
     def stop(self) -> None:
         """Drop the jobs that have not begun, wait for those that have."""
         self._stopped = True
-        for _ in self._threads:
+        started = [thread for thread in self._threads if thread.ident is not None]
+        for _ in started:
             self._jobs.put(None)
-        for thread in self._threads:
+        for thread in started:
             thread.join()
 
     def _work(self) -> None:
