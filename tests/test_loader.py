@@ -591,8 +591,9 @@ class TestOtherStructures:
 
 class TestModelChanges:
     @BOTH
-    @pytest.mark.parametrize("match", ["names", "stock"])
-    @pytest.mark.parametrize("kind", ["functional", "composite"])
+    @pytest.mark.parametrize(
+        ("kind", "match"), [("functional", "stock"), ("functional", "names"), ("composite", "stock")]
+    )
     def test_layers_frozen_and_thawed(self, k, kind, match, tmp_path):
         """The order of a legacy file depends on it: what comes of each load is what comes of `load_weights`."""
         (model, *parts), (twin, *others) = models.nested(k, kind, named=False), models.nested(k, kind, named=False)
@@ -1450,6 +1451,7 @@ class TestTraining:
             return [d.value_of(variable).tobytes() for variable in (*model.weights, *model.optimizer.variables)]
 
         model, stock = d.twins(build)
+        model.run_eagerly = stock.run_eagerly = optimizer == "sgd"
         paths, held = [], []
         for steps in (1, 2):
             stock.train_on_batch(x, y)

@@ -20,7 +20,7 @@ from fastassign.catalog.skeleton import Skeleton
 from fastassign.errors import NotAFile, NotFound
 
 EXAMPLES = settings(
-    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
