@@ -7,7 +7,7 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -19,7 +19,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from fastassign.catalog.open import Catalog
-from fastassign.catalog.skeleton import Skeleton
 from fastassign.collection import held_back
 from fastassign.errors import Cancelled, FastAssignError
 from fastassign.matching.match import Request, choose_layout
@@ -28,13 +27,13 @@ from fastassign.pipeline import Job
 from fastassign.planning.plan import Plan
 from fastassign.progress import Callback, ProgressEvent
 from fastassign.report import Report
+from fastassign.streaming.skeleton import Skeleton
 from fastassign.targets.discover import discover
 from fastassign.targets.target import Layout
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from fastassign.assigning.fused import FusedAssignments
     from fastassign.assigning.gate import Gate
 
 _Task = Callable[[], None]
@@ -86,8 +85,7 @@ class _Kept:
     skeleton: Skeleton
     layout: Layout
     session: Any
-    variables: list[Any]
-    layers: list[Any]
+    identity: list[Any]
 
 
 class Loader:
@@ -96,8 +94,7 @@ class Loader:
     Index, matching and plan are kept: a file of the same structure costs its bytes and the assignments. Whether it
     has the same structure is told by comparing all of the file that is not tensors with what the plan was made from;
     a file that differs there is planned anew, and the report says so (``Report.plan``). So is a model that has other
-    variables or layers than before, or others that are trainable; that two layers changed places (``model.a, model.b =
-    model.b, model.a``) goes unnoticed.
+    variables or layers than before, or others that are trainable.
 
     Threads: every method may be called from any thread; loads of one loader run one after the other. The model may be
     used all the while: each variable changes at once, from the old value to the new one, and is never torn. A call of
@@ -111,7 +108,7 @@ class Loader:
     by_name, skip_mismatch, objects_to_skip, session
         As for ``fastassign.load_weights``.
     lock : context manager, optional
-        What ``LoadOptions(swap="together")`` holds while variables change; a ``threading.Lock`` of its own if not
+        What ``LoadOptions(swap="together")`` holds while variables change; a ``threading.RLock`` of its own if not
         given.
     options : LoadOptions, optional
         Every other knob.
@@ -141,7 +138,7 @@ class Loader:
         options: LoadOptions | None = None,
     ) -> None:
         self._options = options or LoadOptions()
-        self.lock = threading.Lock() if lock is None else lock
+        self.lock = threading.RLock() if lock is None else lock
         self._reads_first = self._options.swap == "together"
         self._held: AbstractContextManager[Any] = self.lock if self._reads_first else nullcontext()
         request = Request(
@@ -150,10 +147,11 @@ class Loader:
             objects_to_skip=None if objects_to_skip is None else tuple(objects_to_skip),
         )
         discover(model)  # raises for what is no model now, not at the first load
-        self._job = Job(model=model, request=request, options=self._options, session=session)
+        self._job = Job(model=model, request=request, options=self._options, session=session, repeated=True)
         self._kept: _Kept | None = None
-        self._fused: FusedAssignments | None = None
-        self._loading = threading.Lock()
+        # Reentrant, to find out who calls a method from inside a load, instead of waiting for it for ever.
+        self._loading = threading.RLock()
+        self._is_loading = False
         self._queue: SimpleQueue[_Task | None] = SimpleQueue()
         self._pending: set[LoadFuture] = set()
         self._state = threading.Lock()
@@ -189,7 +187,7 @@ class Loader:
         Mismatch, Unreadable, Malformed, Truncated, ReadFailed, Changed, Refused, Budget, NoSession
             As ``fastassign.load_weights``.
         RuntimeError
-            The loader is closed.
+            The loader is closed, or this is a callback of one of its loads.
         """
         return self._load(path, self._gate(), progress, self._session(), read_first=self._reads_first)
 
@@ -229,7 +227,15 @@ class Loader:
         return future
 
     def close(self) -> None:
-        """Cancel what has not changed variables yet, wait for the rest, and give back what was kept."""
+        """Cancel what has not changed variables yet, wait for the rest, and give back what was kept.
+
+        Raises
+        ------
+        RuntimeError
+            This is a callback of one of the loader's loads.
+        """
+        if self._is_inside():
+            raise RuntimeError("a loader can't be closed from a callback of its own load")
         with self._state:
             self._is_closed = True
             for future in self._pending:
@@ -240,7 +246,7 @@ class Loader:
             if thread is not threading.current_thread():  # a future's callback may close the loader
                 thread.join()
         with self._loading:
-            self._kept = self._fused = None
+            self._kept = None
 
     # One load.
 
@@ -248,6 +254,15 @@ class Loader:
         from fastassign.assigning.gate import Gate  # imports TensorFlow
 
         return Gate(self._held)
+
+    def _is_inside(self) -> bool:
+        """Whether a load of this loader is under way in this very thread."""
+        if not self._loading.acquire(blocking=False):
+            return False
+        try:
+            return self._is_loading
+        finally:
+            self._loading.release()
 
     def _check_open(self) -> None:
         if self._is_closed:
@@ -263,6 +278,8 @@ class Loader:
         read_first: bool,
     ) -> Report:
         with self._loading:
+            if self._is_loading:
+                raise RuntimeError("a loader can't load from a callback of its own load")
             gate.check()
             self._check_open()
             plan, remark = self._plan(path, session)
@@ -270,8 +287,12 @@ class Loader:
                 plan = plan.reading_first()
             if plan.executor is None:
                 raise TypeError("the pipeline makes no plan without an executor")
-            made = replace(plan, executor=partial(plan.executor, gate=gate, fused=self._fused))
-            return replace(made.execute(progress), plan=remark)
+            made = replace(plan, executor=partial(plan.executor, gate=gate))
+            self._is_loading = True
+            try:
+                return replace(made.execute(progress), plan=remark)
+            finally:
+                self._is_loading = False
 
     def _plan(self, path: str | os.PathLike[str], session: Any) -> tuple[Plan, str]:
         begin = time.perf_counter()
@@ -281,31 +302,24 @@ class Loader:
             if catalog is not None:
                 seconds = {"index": time.perf_counter() - begin}
                 return replace(kept.plan, catalog=catalog, seconds=seconds), remark
-        from fastassign.assigning.fused import FusedAssignments  # imports TensorFlow
-
         with held_back():
             plan = replace(self._job, session=session).plan(path)
         if not isinstance(plan.catalog, Catalog):
             raise TypeError("a file has a catalog")
-        # The functions are by the targets, which the new plan has its own of.
-        self._fused = FusedAssignments()
         self._kept = _Kept(
             plan=plan,
             skeleton=Skeleton(plan.catalog),
             layout=self._layout(path),
             session=session,
-            variables=self._variables(),
-            layers=self._layers(),
+            identity=discover(self._job.model).identity(),
         )
         return plan, remark
 
     def _same(self, kept: _Kept, path: str | os.PathLike[str], session: Any) -> tuple[Catalog | None, str]:
         """Return the catalog of a file for which the plan holds, or none, and what the report says."""
         reason = ""
-        if not _identical(self._variables(), kept.variables):
-            reason = "the model has other variables than before"
-        elif not _identical(self._layers(), kept.layers):
-            reason = "the model has other layers than before, or others are trainable"
+        if not _identical(discover(self._job.model).identity(), kept.identity):
+            reason = "the model has other layers or variables than before, others are trainable, or they are in a scope"
         elif session is not kept.session:
             reason = "the session is another than before"
         elif "external-link" in self._options.allow:
@@ -322,26 +336,6 @@ class Loader:
     def _layout(self, path: str | os.PathLike[str]) -> Layout:
         return choose_layout(discover(self._job.model), Path(path), self._job.request)
 
-    def _variables(self) -> list[Any]:
-        """Return what a plan may assign; for variables without a model with their names."""
-        model = self._job.model
-        if isinstance(model, Mapping):
-            return [*model, *model.values()]
-        if isinstance(model, (list, tuple)):
-            return list(model)
-        optimizer = getattr(model, "optimizer", None)
-        slots = getattr(optimizer, "variables", ())
-        try:
-            variables = model.variables
-        except ValueError:  # tf_keras, not built
-            variables = ()
-        return [*variables, optimizer, *(slots() if callable(slots) else slots)]
-
-    def _layers(self) -> list[Any]:
-        """Return what the order of the weights in a legacy file depends on."""
-        layers = list(getattr(self._job.model, "_flatten_layers", tuple)())
-        return [*layers, *(bool(layer.trainable) for layer in layers)]
-
     def _session(self) -> Any:
         """Return the TensorFlow 1 session that this thread would run: another thread would not find it."""
         from fastassign.targets.session import find_session
@@ -351,7 +345,8 @@ class Loader:
         if kept is not None:
             targets = kept.plan.matching.targets
         else:
-            variables = [found for found in self._variables() if hasattr(found, "assign") and hasattr(found, "shape")]
+            parts = discover(self._job.model).identity()
+            variables = [part for part in parts if hasattr(part, "assign") and hasattr(part, "shape")]
             targets = [any_target(variable, (), handles=handles) for variable in variables]
         if not targets or targets[0].graph is None:  # eager, as nearly all are
             return self._job.session

@@ -40,6 +40,8 @@ class Job:
         What the caller gave.
     atomic : bool
         See ``Plan``.
+    repeated : bool
+        Whether a plan will be carried out again and again, so that it pays to keep what an execution makes.
     options : LoadOptions
         Every other knob.
     """
@@ -49,6 +51,7 @@ class Job:
     options: LoadOptions
     session: Any = None
     atomic: bool = False
+    repeated: bool = False
 
     def plan(self, path: str | os.PathLike[str], progress: bool | Callback | None = None) -> Plan:
         """Plan the load of a file.
@@ -85,8 +88,9 @@ class Job:
         progress: bool | Callback | None = None,
     ) -> Plan:
         """Plan what was matched already."""
-        # Both import TensorFlow.
+        # All import TensorFlow.
         from fastassign.assigning.execute import execute
+        from fastassign.assigning.fused import Fusions
         from fastassign.targets.session import find_session
 
         try:
@@ -103,13 +107,18 @@ class Job:
                 hint="load it eagerly, or pass the variables to fastassign.assign",
             )
         executor = partial(
-            execute, convert_layer=convert_layer, skip_mismatch=self.request.skip_mismatch, session=session
+            execute,
+            convert_layer=convert_layer,
+            skip_mismatch=self.request.skip_mismatch,
+            session=session,
+            fusions=Fusions(),
         )
         return make_plan(
             catalog,
             matching,
             self.options,
             atomic=self.atomic,
+            repeated=self.repeated,
             executor=executor,
             progress=progress,
         )

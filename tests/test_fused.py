@@ -9,12 +9,16 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.eager import context
 
-from fastassign.assigning import host
-from fastassign.assigning.fused import FusedAssignments, Packed
+from fastassign.assigning import fused, host
+from fastassign.assigning.fused import Fusion
+from fastassign.catalog.records import Extent, TensorRecord
+from fastassign.matching.assignment import Assignment
+from fastassign.options import LoadOptions
+from fastassign.planning.batches import make_batches
+from fastassign.planning.routes import KERNEL_DTYPES, place
 from fastassign.targets.variables import numpy_dtype_of, tf_target
 
 SHAPES = [(), (1,), (3,), (16,), (4, 4), (5, 7), (2, 3, 4), (1, 64), (1000,)]
-DTYPES = ["float32", "float16", "bfloat16", "float64", "int32", "int64", "uint8", "bool", "complex64"]
 
 
 def values_of(shapes, dtype, seed):
@@ -22,20 +26,35 @@ def values_of(shapes, dtype, seed):
     return [rng.integers(0, 100, shape).astype(numpy_dtype_of(dtype)) for shape in shapes]
 
 
-def variables_of(shapes, dtype):
-    with tf.device("CPU:0"):
+def variables_of(shapes, dtype, device="CPU:0"):
+    with tf.device(device):
         return [tf.Variable(tf.zeros(shape, dtype)) for shape in shapes]
 
 
-def packed_of(variables, values):
-    """Put values one after the other into a tensor of TensorFlow's, at steps of 64 bytes."""
-    targets = [tf_target(variable, handles=True) for variable in variables]
-    rooms = [-(-value.nbytes // 64) * 64 for value in values]
-    with tf.device("CPU:0"):
-        arena = host.Arena(sum(rooms), dtype=targets[0].dtype)
-    for target, value, start in zip(targets, values, np.cumsum([0, *rooms]), strict=False):
-        arena.view(int(start), target.shape, target.dtype)[...] = value
-    return Packed(targets, rooms, arena.tensor)
+def fusion_of(variables):
+    """Plan the load of these variables from a file where they stand one after the other."""
+    placements, offset = [], 0
+    for i, variable in enumerate(variables):
+        target = tf_target(variable, handles=True)
+        record = TensorRecord(f"{i}", target.shape, target.dtype, extents=(Extent(offset, target.nbytes),))
+        offset += target.nbytes
+        placements.append(place(Assignment(record, target, "same"), LoadOptions(), repeated=True))
+    (batch,) = make_batches(placements, LoadOptions(), 1 << 30)
+    assert batch.route == "fused"
+    return Fusion(batch)
+
+
+def slab_of(fusion, values):
+    with tf.device(fusion.device):
+        slab, array = host.empty(fusion.shape, fusion.dtype)
+    memory = array.reshape(-1).view(np.uint8)
+    for value, start in zip(values, fusion.batch.arena_starts, strict=True):
+        host.typed(memory, value.shape, fusion.dtype, start)[...] = value
+    return slab, array
+
+
+def assign(fusion, values):
+    fusion.assign(*slab_of(fusion, values))
 
 
 def assert_hold(variables, values):
@@ -43,71 +62,105 @@ def assert_hold(variables, values):
         assert variable.numpy().tobytes() == value.tobytes()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_every_shape_is_exact_packed_and_single_again_and_again(dtype):
-    variables, others = variables_of(SHAPES, dtype), variables_of(SHAPES, dtype)
-    single = [tf_target(variable, handles=True) for variable in others]
-    fused = FusedAssignments()
-    # The function is found by its targets, which `packed_of` makes anew: those of the first packing serve all.
-    first = packed_of(variables, values_of(SHAPES, dtype, 0))
+def address(variable):
+    return np.asarray(variable.value()).ctypes.data
+
+
+@pytest.mark.parametrize("dtype", sorted(KERNEL_DTYPES))
+def test_every_shape_is_exact_again_and_again(dtype):
+    variables = variables_of(SHAPES, dtype)
+    fusion = fusion_of(variables)
     for seed in range(3):
         values = values_of(SHAPES, dtype, seed)
-        packed = Packed(first.targets, first.rooms, packed_of(variables, values).slab)
-        fused.assign(single, values, packed)
+        assign(fusion, values)
         assert_hold(variables, values)
-        assert_hold(others, values)
-    assert len(fused._functions) == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "complex128", "uint8"])
+@pytest.mark.parametrize("copied_bytes", [0, 100])
+def test_what_does_not_fill_its_rows_may_be_an_argument(dtype, copied_bytes, monkeypatch):
+    monkeypatch.setattr(fused, "_COPIED_BYTES", copied_bytes)
+    variables = variables_of(SHAPES, dtype)
+    fusion = fusion_of(variables)
+    for seed in range(2):
+        values = values_of(SHAPES, dtype, seed)
+        assign(fusion, values)
+        assert_hold(variables, values)
+
+
+def test_whole_rows_and_arguments_are_not_copied(monkeypatch):
+    monkeypatch.setattr(fused, "_COPIED_BYTES", 100)
+    shapes = [(16,), (64, 32), (33,), (4, 4)]
+    variables = variables_of(shapes, "float32")
+    fusion = fusion_of(variables)
+    slab, array = slab_of(fusion, values_of(shapes, "float32", 0))
+    first = array.ctypes.data
+    fusion.assign(slab, array)
+    assert [address(variable) - first for variable in variables] == list(fusion.batch.arena_starts)
 
 
 def test_updates_in_place_change_no_neighbour():
     variables = variables_of([(16,)] * 4, "float32")
     values = values_of([(16,)] * 4, "float32", 0)
-    FusedAssignments().assign([], [], packed_of(variables, values))
+    assign(fusion_of(variables), values)
     for step in (1, 2):
         variables[1].assign_add(tf.ones((16,)))
         assert_hold([variables[0], *variables[2:]], [values[0], *values[2:]])
         assert_hold([variables[1]], [values[1] + np.float32(step)])
 
 
-def test_the_last_of_a_slab_may_be_updated_when_the_others_are_gone():
-    variables = variables_of([(16,)] * 3, "float32")
-    values = values_of([(16,)] * 3, "float32", 0)
-    FusedAssignments().assign([], [], packed_of(variables, values))
+@pytest.mark.parametrize("shape", [(16,), (15,)])
+def test_the_last_of_a_slab_may_be_updated_when_the_others_are_gone(shape):
+    variables = variables_of([shape] * 3, "float32")
+    values = values_of([shape] * 3, "float32", 0)
+    assign(fusion_of(variables), values)
     kept = variables[1].value()
     for other in (variables[0], variables[2]):
-        other.assign(tf.zeros((16,)))
-    variables[1].assign_add(tf.ones((16,)))
+        other.assign(tf.zeros(shape))
+    variables[1].assign_add(tf.ones(shape))
     assert kept.numpy().tobytes() == values[1].tobytes()
     assert_hold([variables[1]], [values[1] + 1])
 
 
-def test_a_value_of_another_shape_is_refused_by_tensorflow():
-    (variable,) = variables_of([(3,)], "float32")
-    with pytest.raises(tf.errors.InvalidArgumentError):
-        FusedAssignments().assign([tf_target(variable, handles=True)], [np.zeros((4,), np.float32)])
-    assert_hold([variable], [np.zeros((3,), np.float32)])
+def test_an_optimizer_goes_on_from_there():
+    """Updates in place, in graphs: each variable as if it were alone."""
+    shapes = [(16,), (4, 16), (3,), (32, 8)]
+    ours, plain = variables_of(shapes, "float32"), variables_of(shapes, "float32")
+    values = values_of(shapes, "float32", 0)
+    assign(fusion_of(ours), values)
+    for variable, value in zip(plain, values, strict=True):
+        variable.assign(value)
+
+    @tf.function
+    def step(variables):
+        for i, variable in enumerate(variables):
+            variable.assign_sub(0.1 * tf.cast(i + 1, tf.float32) * variable)
+            tf.raw_ops.ResourceApplyGradientDescent(
+                var=variable.handle, alpha=0.5, delta=tf.ones_like(variable), use_locking=False
+            )
+
+    for _ in range(3):
+        step(ours)
+        step(plain)
+        assert_hold(ours, [variable.numpy() for variable in plain])
 
 
 def test_a_marked_embedding_is_assigned_without_a_copy():
-    with tf.device("CPU:0"):
-        table = tf.Variable(tf.zeros((1024, 512)))
+    (table,) = variables_of([(1024, 512)], "float32")
     tf.gather(table, [0])
     value = np.ones((1024, 512), np.float32)
-    tensor, array = host.empty((1024, 512), "float32")
-    array[...] = value
-    FusedAssignments().assign([tf_target(table, handles=True)], [tensor])
-    assert np.asarray(table.value()).ctypes.data == array.ctypes.data
+    fusion = fusion_of([table])
+    slab, array = slab_of(fusion, [value])
+    fusion.assign(slab, array)
+    assert address(table) == array.ctypes.data
     assert_hold([table], [value])
 
 
 def test_functions_go_with_their_owner():
     variables = variables_of([(3,)], "float32")
-    targets = [tf_target(variable, handles=True) for variable in variables]
-    fused = FusedAssignments()
-    fused.assign(targets, values_of([(3,)], "float32", 0))
-    (function,) = fused._functions.values()
-    name = function.name
+    fusion = fusion_of(variables)
+    name = fusion._function.name
     assert context.context().has_function(name)
-    del fused, function
+    del fusion
     gc.collect()
     assert not context.context().has_function(name)

@@ -28,9 +28,12 @@ from tensorflow.python.eager import context
 from tf_keras.src import backend
 
 import fastassign as fa
+from fastassign.assigning.batches import OpenBatch
 from fastassign.errors import ReadFailed
 from fastassign.loader import LoadFuture
+from fastassign.planning import batches
 from fastassign.planning.plan import Plan
+from fastassign.streaming import skeleton
 from fastassign.streaming.source import FileSource
 
 # No wait in here lasts, unless something is wrong.
@@ -38,8 +41,9 @@ LONG = 30
 
 MADE, KEPT, AGAIN = "made", "kept", "made again: "
 OTHER_STRUCTURE = AGAIN + "the file is of another structure than the one before"
-OTHER_VARIABLES = AGAIN + "the model has other variables than before"
-OTHER_LAYERS = AGAIN + "the model has other layers than before, or others are trainable"
+OTHER_MODEL = (
+    AGAIN + "the model has other layers or variables than before, others are trainable, or they are in a scope"
+)
 
 TOGETHER = fa.LoadOptions(swap="together")
 BOTH = pytest.mark.parametrize("k", [keras, tf_keras], ids=["keras", "tf_keras"])
@@ -134,9 +138,16 @@ class Brake:
         return preadv
 
 
+class Sound(FileSource):
+    """What a file's structure is read with, whatever happens to the reads of tensors."""
+
+    preadv = FileSource.preadv
+
+
 @pytest.fixture
 def brake(monkeypatch):
     found = Brake()
+    monkeypatch.setattr(skeleton, "FileSource", Sound)
     monkeypatch.setattr(FileSource, "preadv", found(FileSource.preadv))
     yield found
     found.may_go.set()
@@ -623,7 +634,7 @@ class TestModelChanges:
         with fa.Loader(model) as loader:
             assert compare(loader, model, stock, paths[0]).plan == MADE
             model.layers[1].trainable = stock.layers[1].trainable = False
-            assert compare(loader, model, stock, paths[1]).plan == OTHER_LAYERS
+            assert compare(loader, model, stock, paths[1]).plan == OTHER_MODEL
             assert compare(loader, model, stock, paths[0]).plan == KEPT
 
     @BOTH
@@ -635,12 +646,12 @@ class TestModelChanges:
             assert compare(loader, model, stock, small).plan == MADE
             for each in (model, stock):
                 each.add(k.layers.Dense(4))
-            assert compare(loader, model, stock, large).plan == OTHER_VARIABLES
+            assert compare(loader, model, stock, large).plan == OTHER_MODEL
             with pytest.raises(fa.Mismatch):
                 loader.load(small)
             for each in (model, stock):
                 each.pop()
-            assert compare(loader, model, stock, small).plan == OTHER_VARIABLES
+            assert compare(loader, model, stock, small).plan == OTHER_MODEL
             assert compare(loader, model, stock, small).plan == KEPT
 
     @BOTH
@@ -651,7 +662,64 @@ class TestModelChanges:
             compare(loader, model, stock, path)
             for each in (model, stock):
                 each.add(k.layers.ReLU())
-            assert compare(loader, model, stock, path).plan == OTHER_LAYERS
+            assert compare(loader, model, stock, path).plan == OTHER_MODEL
+
+    @BOTH
+    @pytest.mark.parametrize("where", ["attributes", "list", "mapping"])
+    def test_layers_that_changed_places(self, k, where, tmp_path):
+        """The file goes by attributes, and nothing else tells."""
+
+        class Pair(k.Model):
+            def __init__(self):
+                super().__init__()
+                layers = [k.layers.Dense(3, name="x"), k.layers.Dense(3, name="y")]
+                if where == "attributes":
+                    self.one, self.two = layers
+                elif where == "list":
+                    self.both = layers
+                else:
+                    self.both = dict(zip("ab", layers, strict=True))
+
+            def get(self):
+                if where == "attributes":
+                    return [self.one, self.two]
+                return list(self.both.values() if where == "mapping" else self.both)
+
+            def call(self, inputs):
+                one, two = self.get()
+                return two(one(inputs))
+
+            def swap(self):
+                if where == "attributes":
+                    self.one, self.two = self.two, self.one
+                else:
+                    first, second = "ab" if where == "mapping" else (0, 1)
+                    self.both[first], self.both[second] = self.both[second], self.both[first]
+
+        def build():
+            model = Pair()
+            model(np.zeros((1, 3), "f4"))
+            return model
+
+        path = d.saved(build, tmp_path / "m.weights.h5")
+        model, stock = d.twins(build)
+        with fa.Loader(model) as loader:
+            assert compare(loader, model, stock, path).plan == MADE
+            model.swap(), stock.swap()
+            assert compare(loader, model, stock, path).plan == OTHER_MODEL
+            assert compare(loader, model, stock, path).plan == KEPT
+
+    def test_inside_a_stateless_scope(self, files, contents, model):
+        """There an assignment goes to the scope."""
+        with fa.Loader(model) as loader:
+            loader.load(files[1])
+            before = values(model)
+            with keras.StatelessScope() as scope:
+                assert loader.load(files[2]).plan == OTHER_MODEL
+                inside = [np.asarray(scope.get_current_value(variable)).tobytes() for variable in model.variables]
+            assert (values(model), inside) == (before, contents[2])
+            assert loader.load(files[2]).plan == OTHER_MODEL
+        assert values(model) == contents[2]
 
     def test_lora(self, files, model):
         stock = d.fresh(dense)
@@ -660,7 +728,7 @@ class TestModelChanges:
             for each in (model, stock):
                 each.layers[1].enable_lora(2)
             report = compare(loader, model, stock, files[2])
-            assert report.plan == OTHER_VARIABLES
+            assert report.plan == OTHER_MODEL
             assert report.routes["hook"] > 0
             assert compare(loader, model, stock, files[1]).plan == KEPT
             assert compare(loader, model, stock, files[2], load=in_background(loader)).plan == KEPT
@@ -678,7 +746,7 @@ class TestModelChanges:
             with d.quiet():
                 model.quantize("int8")
                 stock.quantize("int8")
-            assert compare(loader, model, stock, path).plan == OTHER_VARIABLES
+            assert compare(loader, model, stock, path).plan == OTHER_MODEL
             assert compare(loader, model, stock, path).plan == KEPT
 
     @BOTH
@@ -691,7 +759,7 @@ class TestModelChanges:
             for each in (model, stock):
                 each.optimizer.build(each.trainable_variables)
             report = compare(loader, model, stock, path)
-            assert (report.plan, report.skipped) == (OTHER_VARIABLES, ())
+            assert (report.plan, report.skipped) == (OTHER_MODEL, ())
             assert compare(loader, model, stock, path).plan == KEPT
 
     @BOTH
@@ -702,7 +770,7 @@ class TestModelChanges:
             compare(loader, model, stock, path)
             for each in (model, stock):
                 models.compiled(k, each)
-            assert compare(loader, model, stock, path).plan == OTHER_VARIABLES
+            assert compare(loader, model, stock, path).plan == OTHER_MODEL
 
     def test_a_mapping(self, files, contents):
         one, other = (tf.Variable(tf.zeros((4, 5))) for _ in range(2))
@@ -711,7 +779,7 @@ class TestModelChanges:
             loader.load(files[1])
             variables["layers/dense/vars/0"] = other
             report = loader.load(files[2])
-            assert (report.plan, report.assigned) == (OTHER_VARIABLES, 1)
+            assert (report.plan, report.assigned) == (OTHER_MODEL, 1)
             assert [one.numpy().tobytes(), other.numpy().tobytes()] == [contents[1][0], contents[2][0]]
             variables["layers/dense_1/vars/0"] = third = tf.Variable(tf.zeros((5, 5)))
             assert loader.load(files[1]).assigned == 2
@@ -727,7 +795,7 @@ class TestModelChanges:
         with fa.Loader(variables) as loader:
             loader.load(tmp_path / "m.h5")
             variables.append(tf.Variable(0.0, name="two"))
-            assert loader.load(tmp_path / "m.h5").plan == OTHER_VARIABLES
+            assert loader.load(tmp_path / "m.h5").plan == OTHER_MODEL
         assert [variable.numpy() for variable in variables] == [1.5, 2.5]
 
     def test_a_layer_for_a_model(self, tmp_path):
@@ -925,14 +993,38 @@ class TestLibraryCode:
                 report = compare(loader, model, stock, paths[turn // 2], load=load)
                 assert (report.plan, report.routes) == (KEPT if turn else MADE, {"convert": 4})
 
-    @pytest.mark.parametrize(
-        "kind",
-        [
-            "plain",
-            "hooks",
-            "conversions",
-        ],
-    )
+    @pytest.mark.parametrize("background", [False, True], ids=["load", "load_async"])
+    def test_layers_that_load_themselves_read_nothing_under_the_lock(
+        self, background, files, contents, model, monkeypatch
+    ):
+        for layer in model.layers:
+            layer.enable_lora(2)
+        preadv, reads = FileSource.preadv, []
+
+        def read(*arguments):
+            reads.append(lock.is_held)
+            return preadv(*arguments)
+
+        class Held:
+            is_held = False
+
+            def __enter__(self):
+                self.is_held = True
+
+            def __exit__(self, *_):
+                self.is_held = False
+
+        lock = Held()
+        monkeypatch.setattr(FileSource, "preadv", read)
+        with fa.Loader(model, lock=lock, options=TOGETHER) as loader:
+            for _ in range(2):
+                report = loader.load_async(files[1]).result(LONG) if background else loader.load(files[1])
+                assert report.routes["hook"] > 0
+        assert reads
+        assert not any(reads)
+        assert [layer.kernel.numpy().tobytes() for layer in model.layers] == contents[1][::2]
+
+    @pytest.mark.parametrize("kind", ["plain", "hooks", "conversions"])
     def test_a_disk_that_fails(self, kind, files, tmp_path, monkeypatch):
         """At any read: no variable has changed in the end."""
         if kind == "conversions":
@@ -951,6 +1043,7 @@ class TestLibraryCode:
             allowed[0] -= 1
             return preadv(source, buffers, offset)
 
+        monkeypatch.setattr(skeleton, "FileSource", Sound)
         monkeypatch.setattr(FileSource, "preadv", fail)
         d.perturb(model, 0.5)
         before = d.snapshot(model)
@@ -1059,7 +1152,7 @@ class TestCancel:
 
         def batches():
             gc.collect()
-            return sum(type(each).__name__ == "OpenBatch" for each in gc.get_objects())
+            return sum(isinstance(each, OpenBatch) for each in gc.get_objects())
 
         before = batches()
         with fa.Loader(model) as loader:
@@ -1157,10 +1250,13 @@ class TestThreads:
         held, before = [], values(model)
 
         def look(event):
-            with running(lambda: held.append((event.done_variables, loader.lock.acquire(blocking=False)))):
+            def take():
+                held.append((event.done_variables, loader.lock.acquire(blocking=False)))
+                if held[-1][1]:
+                    loader.lock.release()
+
+            with running(take):
                 pass
-            if held[-1][1]:
-                loader.lock.release()
 
         with fa.Loader(model, options=TOGETHER) as loader:
             loader.load(files[1], progress=look)
@@ -1584,17 +1680,56 @@ class TestArguments:
             assert future.result(LONG).assigned == 6
         assert values(model) == contents[1]
 
+    @pytest.mark.parametrize("method", ["load", "close"])
+    @pytest.mark.parametrize("background", [False, True], ids=["load", "load_async"])
+    def test_a_callback_that_comes_back(self, method, background, files, contents, model):
+        """It would wait for itself."""
+        calls = []
+
+        def again(*_):
+            with pytest.raises(RuntimeError, match="from a callback of its own load"):
+                loader.load(files[2]) if method == "load" else loader.close()
+            calls.append(threading.current_thread())
+
+        with fa.Loader(model) as loader:
+            if background:
+                future = loader.load_async(files[1])
+                future.__class__ = type("Telling", (LoadFuture,), {"progress": property(lambda _: None, again)})
+                future.result(LONG)
+            else:
+                loader.load(files[1], progress=again)
+            assert calls
+            assert values(model) == contents[1]
+            loader.load(files[2])
+        assert values(model) == contents[2]
+
+    def test_its_own_lock_may_be_held_around_a_load(self, files, contents, model):
+        with fa.Loader(model, options=TOGETHER) as loader, loader.lock:
+            loader.load(files[1])
+        assert values(model) == contents[1]
+
     def test_progress(self, files, model):
         events = []
         with fa.Loader(model) as loader:
             for _ in range(2):
                 loader.load(files[1], progress=events.append)
                 found, events = events, []
-                assert [event.variable for event in found] == [variable.path for variable in model.variables]
+                # All are assigned by one call.
+                assert [event.variable for event in found] == [model.variables[-1].path]
                 assert (found[-1].done_bytes, found[-1].done_variables) == (found[-1].total_bytes, 6)
             loader.load(files[1])
             loader.load(files[1], progress=True)
             assert events == []
+
+    def test_progress_of_several_batches(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(batches, "BATCH_BYTES", 10_000)
+        model, path = d.fresh(wide), tmp_path / "w.weights.h5"
+        model.save_weights(path)
+        events = []
+        with fa.Loader(model) as loader:
+            loader.load(path, progress=events.append)
+        assert [event.done_variables for event in events] == [1, 2, 3, 4, 5, 6]
+        assert [event.variable for event in events] == [variable.path for variable in model.variables]
 
     def test_no_model(self):
         for what in (None, 3, "model", keras.losses):

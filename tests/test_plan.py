@@ -12,7 +12,8 @@ import fastassign as fa
 from fastassign.catalog.records import Extent, TensorRecord
 from fastassign.matching.assignment import Assignment, Hook, Matching
 from fastassign.planning.coalesce import GAP
-from fastassign.planning.plan import ALIGNMENT, make_plan
+from fastassign.planning.plan import make_plan
+from fastassign.planning.routes import ALIGNMENT
 from fastassign.targets.target import Target
 
 CATALOG = SimpleNamespace(path=Path("/somewhere/model.weights.h5"), cached=False)

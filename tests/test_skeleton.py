@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fastassign as fa
-from fastassign.catalog import skeleton as module
 from fastassign.catalog.archive import MEMBER
 from fastassign.catalog.open import open_catalog
-from fastassign.catalog.skeleton import Skeleton
 from fastassign.errors import NotAFile, NotFound
+from fastassign.streaming import skeleton as module
+from fastassign.streaming.skeleton import Skeleton
 
 EXAMPLES = settings(
     max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -190,28 +190,28 @@ class TestOtherFiles:
 
     def test_one_that_is_cut_while_it_is_compared(self, case, monkeypatch):
         path, _, skeleton = case
-        pread, size = os.pread, path.stat().st_size
+        preadv, size = os.preadv, path.stat().st_size
 
-        def cutting(descriptor, length, offset):
+        def cutting(*arguments):
             os.truncate(path, size - 1)
-            return pread(descriptor, length, offset)
+            return preadv(*arguments)
 
-        monkeypatch.setattr(os, "pread", cutting)
+        monkeypatch.setattr(os, "preadv", cutting)
         assert skeleton.reopen(path) is None
 
     def test_one_that_is_written_to_while_it_is_compared(self, case, monkeypatch):
         path, catalog, skeleton = case
-        pread, last = os.pread, catalog["byte"].record.extents[0].offset
+        preadv, last = os.preadv, catalog["byte"].record.extents[0].offset
 
-        def writing(descriptor, length, offset):
-            content = pread(descriptor, length, offset)
+        def writing(*arguments):
+            content = preadv(*arguments)
             with path.open("r+b") as file:
                 file.seek(last)
                 file.write(b"!")
             os.utime(path, ns=(1, 1))
             return content
 
-        monkeypatch.setattr(os, "pread", writing)
+        monkeypatch.setattr(os, "preadv", writing)
         assert skeleton.reopen(path) is None
 
     def test_another_model(self, case, tmp_path):
@@ -293,13 +293,20 @@ class TestShortReads:
 
         @contextmanager
         def reads():
-            pread = os.pread
+            pread, preadv = os.pread, os.preadv
+
+            def less(length):
+                return min(length, 1) if request.param == "one" else -(-length // 2)
 
             def read(descriptor, length, offset):
-                return pread(descriptor, 1 if request.param == "one" else -(-length // 2), offset)
+                return pread(descriptor, less(length), offset)
+
+            def scatter(descriptor, buffers, offset):
+                return preadv(descriptor, [buffers[0][: less(len(buffers[0]))]], offset)
 
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(os, "pread", read)
+                patch.setattr(os, "preadv", scatter)
                 yield
 
         return reads
@@ -329,12 +336,12 @@ class TestShortReads:
 
     @pytest.fixture
     def early_end(self, monkeypatch):
-        pread = os.pread
+        preadv = os.preadv
 
-        def read(descriptor, length, offset):
-            return pread(descriptor, max(0, min(length, 1000 - offset)), offset)
+        def read(descriptor, buffers, offset):
+            return preadv(descriptor, [buffers[0][: max(0, 1000 - offset)]], offset)
 
-        return lambda: monkeypatch.setattr(os, "pread", read)
+        return lambda: monkeypatch.setattr(os, "preadv", read)
 
     def test_an_early_end_both_times(self, case, early_end):
         """Equal as far as they go is not equal."""
@@ -359,13 +366,13 @@ class TestMaking:
 
     def test_of_a_file_that_is_written_to_meanwhile(self, case, monkeypatch):
         path, catalog, _ = case
-        pread = os.pread
+        preadv = os.preadv
 
         def touching(*arguments):
             os.utime(path, ns=(1, 1))
-            return pread(*arguments)
+            return preadv(*arguments)
 
-        monkeypatch.setattr(os, "pread", touching)
+        monkeypatch.setattr(os, "preadv", touching)
         with pytest.raises(fa.Changed):
             Skeleton(catalog)
 

@@ -9,35 +9,32 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
-from itertools import groupby
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from fastassign.assigning import graph, host, library
-from fastassign.assigning.batches import OpenBatch, copy, shares
-from fastassign.assigning.fused import FusedAssignments, Packed
+from fastassign.assigning.batches import EagerBatch, FedBatch, OpenBatch
+from fastassign.assigning.fused import FusedBatch, Fusions
 from fastassign.assigning.gate import Gate
+from fastassign.assigning.ledger import Ledger
 from fastassign.catalog.file import WeightFile
 from fastassign.catalog.hdf5 import Decoder
 from fastassign.catalog.memory import MemoryFile
 from fastassign.catalog.open import numpy_dtype
 from fastassign.catalog.records import TensorRecord
 from fastassign.errors import FastAssignError, name_state
-from fastassign.matching.assignment import Assignment, Failure, Matching, failure_notices
-from fastassign.planning.coalesce import GAP, Read
-from fastassign.planning.plan import Placement, Plan
-from fastassign.progress import Callback, ProgressEvent
+from fastassign.matching.assignment import Failure, Matching, failure_notices
+from fastassign.planning.batches import Batch
+from fastassign.planning.plan import Plan
+from fastassign.progress import Callback
 from fastassign.report import Report
 from fastassign.streaming.source import FileSource, Source, fill
 from fastassign.streaming.workers import Workers
 from fastassign.targets.session import mark_initialized
 from fastassign.targets.target import Target
 from fastassign.targets.variables import eager_scope, numpy_dtype_of
-
-_Member = tuple[Placement, Any, "np.ndarray[Any, Any]"]
 
 
 def execute(
@@ -49,7 +46,7 @@ def execute(
     skip_mismatch: bool = False,
     session: Any = None,
     gate: Gate | None = None,
-    fused: FusedAssignments | None = None,
+    fusions: Fusions | None = None,
 ) -> Report:
     """Run a plan.
 
@@ -69,8 +66,8 @@ def execute(
         Runs the assignments, where the variables belong to a TensorFlow 1 graph.
     gate : Gate, optional
         May stop the load before the first variable changes, and holds a lock while they do.
-    fused : FusedAssignments, optional
-        Functions that assign many variables at once, for a plan that is carried out again and again.
+    fusions : Fusions, optional
+        What is kept from one execution of the plan to the next.
 
     Returns
     -------
@@ -87,10 +84,20 @@ def execute(
     begin = time.perf_counter()
     if session is not None:
         graph.prepare(session.graph, plan.matching.targets)
+    # What a session was fed with stays: fetching the old values first would take as long as the load.
+    ledger = Ledger(plan, progress, begin, is_reversible=plan.atomic and session is None)
     with eager_scope() if session is None else nullcontext(), _opened(plan) as file:
-        run = _Run(plan, file, make_source(file), progress, begin, session=session, gate=gate or Gate(), fused=fused)
+        run = _Run(
+            plan,
+            file,
+            make_source(file),
+            ledger,
+            session=session,
+            gate=gate or Gate(),
+            fusions=Fusions() if fusions is None else fusions,
+        )
         run.all(convert_layer, skip_mismatch)
-    return run.report()
+    return ledger.report()
 
 
 def _opened(plan: Plan) -> WeightFile | MemoryFile:
@@ -109,86 +116,43 @@ class _Run:
         plan: Plan,
         file: WeightFile | MemoryFile,
         source: Source,
-        progress: Callback | None,
-        begin: float,
+        ledger: Ledger,
         *,
         session: Any,
         gate: Gate,
-        fused: FusedAssignments | None,
+        fusions: Fusions,
     ) -> None:
-        self._plan, self._file, self._source, self._progress = plan, file, source, progress
-        self._session, self._gate, self._fused = session, gate, fused
-        self._begin = begin
-        self._assigned: list[str] = []
-        self._cast: list[str] = []
-        self._routes: dict[str, int] = {}
-        self._read_bytes = self._done_bytes = 0
-        self._total_bytes = plan.nbytes
-        self._total = sum(len(batch.placements) for batch in plan.batches)
-        self._waited = self._assigning = 0.0
+        self._plan, self._file, self._source, self._ledger = plan, file, source, ledger
+        self._session, self._gate, self._fusions = session, gate, fusions
         self._decoder: Decoder | None = None
         self._decoder_lock = threading.Lock()
-        self._rollback = library.Rollback()
-        self._failures = list(plan.matching.failures)
         self._gap = memoryview(bytearray(plan.options.gap_bytes))
+        self._library_arrays: dict[str, np.ndarray[Any, Any]] = {}
 
     def all(self, convert_layer: Callable[..., list[Any]] | None, skip_mismatch: bool) -> None:
         """Do everything that the plan says, or name the state in which it ended."""
         try:
             if self._plan.read_first:
                 finished = self._read()
+                self._read_library()
                 with self._gate:
                     self._run_library(convert_layer, skip_mismatch)
-                    self._assign_all(finished)
+                    self._assign(finished)
                     self._finish()
             else:
                 self._run_library(convert_layer, skip_mismatch)
-                self._assign_all(self._read())
+                self._assign(self._read())
                 self._file.check_unchanged()
                 self._finish()
         except BaseException as error:
-            # What a session was fed with stays: fetching the old values first would take as long as the load.
-            if self._plan.atomic and self._session is None:
-                self._rollback.restore()
-                self._assigned.clear()
+            self._ledger.take_back()
             if isinstance(error, FastAssignError) and isinstance(self._file, WeightFile):
                 error.at(self._plan.catalog.path)
-            name_state(error, tuple(self._assigned), self._total)
+            name_state(error, tuple(self._ledger.assigned), self._ledger.total)
             raise
         finally:
             if self._decoder is not None:
                 self._decoder.__exit__(None, None, None)
-
-    def report(self) -> Report:
-        """Sum up."""
-        plan, matching = self._plan, self._plan.matching
-        now = time.perf_counter()
-        seconds = dict(plan.seconds)
-        seconds.update(wait=self._waited, assign=self._assigning, execute=now - self._begin)
-        seconds["total"] = sum(plan.seconds.values()) + seconds["execute"]
-        return Report(
-            file=str(plan.catalog.path),
-            assigned=len(self._assigned),
-            cast=tuple(self._cast),
-            skipped=(*matching.skipped, *(f"{failure.obj}: {failure.error}" for failure in self._failures)),
-            repaired=tuple(matching.repaired),
-            missing=tuple(target.name for target in matching.missing),
-            unexpected=tuple(record.key for record in matching.unexpected),
-            nbytes=plan.nbytes,
-            seconds=seconds,
-            routes=self._routes,
-            index_cached=plan.catalog.cached,
-        )
-
-    def _run_library(self, convert_layer: Callable[..., list[Any]] | None, skip_mismatch: bool) -> None:
-        self._rollback, names, failures = library.run_hooks(
-            self._plan.matching, self._read_array, skip_mismatch=skip_mismatch
-        )
-        if names:
-            self._count("hook", names)
-        self._failures += failures
-        _tell_user(self._plan.matching, self._failures)
-        self._convert(convert_layer)
 
     def _finish(self) -> None:
         if self._session is None:
@@ -214,9 +178,12 @@ class _Run:
                     or in_flight + batches[upcoming].staged_bytes <= self._plan.window_bytes
                 ):
                     batch = batches[upcoming]
-                    opened = OpenBatch(batch, pooled=self._session is not None)
+                    opened = self._open(batch)
                     in_flight += batch.staged_bytes
-                    if self._submit(workers, upcoming, opened):
+                    for job in opened.jobs(self._source, self._gap, self._decode):
+                        workers.submit(upcoming, job)
+                        opened.unread += 1
+                    if opened.unread:
                         open_batches[upcoming] = opened
                     else:
                         in_flight -= batch.staged_bytes
@@ -225,164 +192,86 @@ class _Run:
                 if open_batches:
                     waiting = time.perf_counter()
                     number = workers.collect()
-                    self._waited += time.perf_counter() - waiting
+                    self._ledger.seconds["wait"] += time.perf_counter() - waiting
                     opened = open_batches[number]
                     opened.unread -= 1
                     if not opened.unread:
                         in_flight -= opened.batch.staged_bytes
                         finished.append(open_batches.pop(number))
-                        self._read_bytes += opened.batch.nbytes
+                        self._ledger.read_bytes += opened.batch.nbytes
                         if read_first:
-                            self._tell_progress("")
+                            self._ledger.tell()
                 self._gate.check()
                 if not read_first:
-                    self._assign_all(finished)
+                    self._assign(finished)
         return finished
 
-    def _submit(self, workers: Workers, number: int, opened: OpenBatch) -> bool:
-        """Queue the reads of a batch; return whether there are any."""
-        batch = opened.batch
-        views = opened.views()
-        for read in batch.reads:
-            workers.submit(number, partial(fill, self._source, self._buffers(read, views), read.offset, read.nbytes))
-        opened.unread = len(batch.reads)
-        for placement, array in zip(batch.placements, opened.arrays, strict=True):
-            record = placement.assignment.record
-            if record.encoding == "library" and array.size:
-                workers.submit(number, partial(self._decode, record, array))
-                opened.unread += 1
-        for copies in shares(batch, opened.arrays):
-            workers.submit(number, partial(copy, copies))
-            opened.unread += 1
-        return opened.unread > 0
+    def _open(self, batch: Batch) -> OpenBatch:
+        if self._session is not None:
+            return FedBatch(batch, self._session)
+        if batch.route == "fused":
+            return FusedBatch(self._fusions.of(batch))
+        return EagerBatch(batch)
 
-    def _buffers(self, read: Read, views: list[memoryview]) -> list[memoryview]:
-        return [
-            self._gap[: piece.nbytes]
-            if piece.owner == GAP
-            else views[piece.owner][piece.start : piece.start + piece.nbytes]
-            for piece in read.pieces
-        ]
-
-    def _assign_all(self, finished: list[OpenBatch]) -> None:
+    def _assign(self, finished: list[OpenBatch]) -> None:
         if not finished:
             return
         self._file.check_unchanged()
         begin = time.perf_counter()
         for opened in finished:
-            if self._session is not None:
-                self._feed(opened)
-                opened.release()
-                continue
-            members = zip(opened.batch.placements, opened.values, opened.arrays, strict=True)
-            # An op whose device is named is not placed first: a quarter less time per variable.
-            for device, group in groupby(members, key=lambda member: member[0].assignment.target.device):
-                with tf.device(device) if device else nullcontext():
-                    if self._fused is not None and "/device:CPU:" in device:
-                        self._assign_fused(self._fused, opened, list(group))
-                        continue
-                    for placement, value, array in group:
-                        self._assign(placement, value, array)
-            opened.release()
+            opened.assign(self._ledger)
         finished.clear()
-        self._assigning += time.perf_counter() - begin
-
-    def _assign_fused(self, fused: FusedAssignments, opened: OpenBatch, members: list[_Member]) -> None:
-        single: list[_Member] = []
-        packed: list[_Member] = []
-        # All of a slab is cut up at once: it has to be of one device.
-        slab = opened.slab if len(members) == len(opened.batch.placements) else None
-        for member in members:
-            placement, value, array = member
-            if placement.route not in {"arena", "owned"} or not placement.nbytes:
-                self._assign(placement, value, array)
-            elif slab is not None and placement.arena_bytes:
-                packed.append(member)
-            else:
-                single.append(member)
-        targets = [placement.assignment.target for placement, _, _ in single + packed]
-        for target in targets:
-            self._remember(target)
-        # Named before they change, and named still if the call fails: which of them it reached is not known.
-        self._assigned += [target.name for target in targets]
-        if targets:
-            rooms = [placement.arena_bytes for placement, _, _ in packed]
-            rest = Packed(targets[len(single) :], rooms, slab) if packed else None
-            fused.assign(targets[: len(single)], [value for _, value, _ in single], rest)
-        for placement, _, _ in single + packed:
-            self._done_bytes += placement.nbytes
-            self._tell(placement.route, 1, placement.assignment.target.name)
-
-    def _feed(self, opened: OpenBatch) -> None:
-        placements = opened.batch.placements
-        for placement, value, array in zip(placements, opened.values, opened.arrays, strict=True):
-            if placement.assignment.fit == "cast":
-                np.copyto(value, array, casting="unsafe")
-            self._note_cast(placement.assignment)
-        targets = [placement.assignment.target for placement in placements]
-        self._done_bytes += opened.batch.nbytes
-        self._feed_values("feed", targets, opened.values)
-
-    def _feed_values(self, route: str, targets: list[Target], values: list[Any]) -> None:
-        names = [target.name for target in targets]
-        # Named before they change, and named still if the run fails: which of them it reached is not known.
-        self._assigned += names
-        graph.feed(self._session, targets, values)
-        self._tell(route, len(names), names[-1])
-
-    def _note_cast(self, assignment: Assignment) -> None:
-        if assignment.fit == "cast" or assignment.record.detail.startswith("cast"):
-            self._cast.append(f"{assignment.target.name}: {assignment.record.dtype} to {assignment.target.dtype}")
-
-    def _assign(self, placement: Placement, value: Any, array: np.ndarray[Any, Any]) -> None:
-        assignment = placement.assignment
-        target = assignment.target
-        self._remember(target)
-        # Named before it changes: an interrupt in between names one variable too many, never one too few.
-        self._assigned.append(target.name)
-        try:
-            if placement.route == "assign":
-                self._library_assign(assignment, array)
-            elif array.size:
-                host.assign(target.resource, value, placement.nbytes)
-        except Exception:
-            self._assigned.pop()
-            raise
-        self._note_cast(assignment)
-        self._done_bytes += placement.nbytes
-        self._tell(placement.route, 1, target.name)
-
-    def _library_assign(self, assignment: Assignment, array: np.ndarray[Any, Any]) -> None:
-        matching, target = self._plan.matching, assignment.target
-        value: Any = array
-        if matching.layout == "named" or (matching.library == "tf_keras" and matching.layout == "legacy"):
-            # batch_set_value casts with numpy before it assigns.
-            value = np.asarray(array, dtype=numpy_dtype_of(target.dtype))
-        target.variable.assign(value)
+        self._ledger.seconds["assign"] += time.perf_counter() - begin
 
     # What only the library can do.
 
+    def _read_library(self) -> None:
+        """Read what the library's own code will ask for, so that it does not read while variables change."""
+        for record in self._plan.library_records:
+            self._gate.check()
+            self._library_arrays[record.key] = self._read_array(record)
+        self._file.check_unchanged()
+
+    def _run_library(self, convert_layer: Callable[..., list[Any]] | None, skip_mismatch: bool) -> None:
+        ledger, matching = self._ledger, self._plan.matching
+        ledger.rollback, names, failures = library.run_hooks(matching, self._read_array, skip_mismatch=skip_mismatch)
+        if names:
+            ledger.assigned += names
+            ledger.enter("hook", names)
+        ledger.failures += failures
+        _tell_user(matching, ledger.failures)
+        self._convert(convert_layer)
+
     def _convert(self, convert_layer: Callable[..., list[Any]] | None) -> None:
+        ledger = self._ledger
         pairs: list[tuple[Target, Any]] = []
         for conversion in self._plan.matching.conversions:
             if convert_layer is None:
                 raise TypeError("the plan has conversions, but no function that does them")
             pairs += library.convert(conversion, self._read_array, convert_layer)
-            self._done_bytes += sum(record.nbytes for record in conversion.records)
+            ledger.done_bytes += sum(record.nbytes for record in conversion.records)
         if not pairs:
             return
         # All are read before the first is assigned.
         self._file.check_unchanged()
         if self._session is not None:
+            targets = [target for target, _ in pairs]
+            names = [target.name for target in targets]
             values = [host.owned_copy(value, target) for target, value in pairs]
-            self._feed_values("convert", [target for target, _ in pairs], values)
+            ledger.assigned += names
+            graph.feed(self._session, targets, values)
+            ledger.enter("convert", names)
             return
         for target, value in pairs:
-            self._remember(target)
+            ledger.remember(target)
             target.variable.assign(np.asarray(value, dtype=numpy_dtype_of(target.dtype)))
-            self._count("convert", [target.name])
+            ledger.assigned.append(target.name)
+            ledger.enter("convert", (target.name,))
 
     def _read_array(self, record: TensorRecord) -> np.ndarray[Any, Any]:
+        known = self._library_arrays.pop(record.key, None)
+        if known is not None:
+            return known
         array = np.empty(record.shape, dtype=numpy_dtype(record.dtype))
         if record.encoding == "library":
             self._decode(record, array)
@@ -399,33 +288,6 @@ class _Run:
                 index = self._plan.catalog.index  # type: ignore[union-attr] # arrays are not decoded
                 self._decoder = Decoder(self._file, base=index.base, size=index.size)  # type: ignore[arg-type] # nor is
         self._decoder.read_into(record, array)
-
-    def _remember(self, target: Target) -> None:
-        # Until all is done: a callback may raise, and Ctrl-C may come, after the first assignment.
-        if self._plan.atomic and self._session is None:
-            self._rollback.remember(target.variable)
-
-    def _count(self, route: str, names: list[str]) -> None:
-        self._assigned += names
-        self._tell(route, len(names), names[-1])
-
-    def _tell(self, route: str, count: int, name: str) -> None:
-        self._routes[route] = self._routes.get(route, 0) + count
-        self._tell_progress(name)
-
-    def _tell_progress(self, name: str) -> None:
-        if self._progress is not None:
-            self._progress(
-                ProgressEvent(
-                    read_bytes=max(self._read_bytes, self._done_bytes),
-                    done_bytes=self._done_bytes,
-                    total_bytes=self._total_bytes,
-                    done_variables=len(self._assigned),
-                    total_variables=max(self._total, len(self._assigned)),
-                    seconds=time.perf_counter() - self._begin,
-                    variable=name,
-                )
-            )
 
 
 def _tell_user(matching: Matching, failures: list[Failure]) -> None:

@@ -13,15 +13,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from fastassign.planning.routes import KERNEL_DTYPES
 from fastassign.streaming.buffers import POOL, aligned, is_aligned
 from fastassign.targets.target import Target
 from fastassign.targets.variables import numpy_dtype_of
-
-# Dtypes that `Empty` has a CPU kernel for; others (float8, 4-bit integers) get an aligned numpy array.
-EMPTY_DTYPES = frozenset(
-    {"bfloat16", "bool", "complex64", "complex128", "float16", "float32", "float64"}
-    | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
-)
 
 # Below this, clearing the copy-on-read mark of a variable costs more than the copy that it saves.
 _COPY_ON_READ_BYTES = 1 << 20
@@ -44,8 +39,8 @@ def empty(shape: tuple[int, ...], dtype: str) -> tuple[Any, np.ndarray[Any, Any]
     (tensor or numpy.ndarray, numpy.ndarray)
         What to assign, and a writable array of the same memory with ``shape`` and ``dtype``.
     """
-    if dtype not in EMPTY_DTYPES:
-        array = _typed(aligned(_nbytes(shape, dtype)), shape, dtype, 0)
+    if dtype not in KERNEL_DTYPES:
+        array = typed(aligned(_nbytes(shape, dtype)), shape, dtype, 0)
         return array, array
     tensor = tf.raw_ops.Empty(shape=_shape_tensor(shape), dtype=tf.as_dtype(dtype), init=False)
     return tensor, tensor.__array__()
@@ -63,8 +58,6 @@ class Arena:
     ----------
     nbytes : int
         Bytes in the arena, a multiple of 64.
-    dtype : str
-        What its tensor is made of: the variables' dtype where they all have the same.
     pooled : bool
         Whether the memory comes from the pool.
 
@@ -72,23 +65,16 @@ class Arena:
     ----------
     memory : numpy.ndarray
         All of it as bytes.
-    tensor : tensor or None
-        All of it as a tensor of one dimension; ``None`` for memory from the pool.
     """
 
-    def __init__(self, nbytes: int, *, dtype: str = "uint8", pooled: bool = False) -> None:
-        self.tensor = None
-        if pooled:
-            self.memory = POOL.lease(nbytes)
-        else:
-            self.tensor, typed = empty((nbytes // numpy_dtype_of(dtype).itemsize,), dtype)
-            self.memory = typed.view(np.uint8)
+    def __init__(self, nbytes: int, *, pooled: bool) -> None:
+        self.memory = POOL.lease(nbytes) if pooled else empty((nbytes,), "uint8")[1]
         if not is_aligned(self.memory):
             raise AssertionError("TensorFlow's allocator returned memory below its own alignment")
 
     def view(self, start: int, shape: tuple[int, ...], dtype: str) -> np.ndarray[Any, Any]:
         """Return the part of the arena from byte ``start`` on (a multiple of 64) as an array."""
-        return _typed(self.memory, shape, dtype, start)
+        return typed(self.memory, shape, dtype, start)
 
 
 def owned_copy(values: Any, target: Target) -> np.ndarray[Any, Any]:
@@ -139,6 +125,7 @@ def _nbytes(shape: tuple[int, ...], dtype: str) -> int:
     return int(np.prod(shape, dtype=np.int64)) * numpy_dtype_of(dtype).itemsize
 
 
-def _typed(memory: np.ndarray[Any, Any], shape: tuple[int, ...], dtype: str, start: int) -> np.ndarray[Any, Any]:
+def typed(memory: np.ndarray[Any, Any], shape: tuple[int, ...], dtype: str, start: int) -> np.ndarray[Any, Any]:
+    """Return the memory from byte ``start`` on (a multiple of 64) as an array."""
     view: np.ndarray[Any, Any] = np.ndarray(shape, numpy_dtype_of(dtype), memory, start)
     return view

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from fastassign.catalog.memory import MemoryCatalog
 from fastassign.catalog.open import Catalog
@@ -13,82 +13,11 @@ from fastassign.catalog.records import TensorRecord
 from fastassign.errors import Budget, Refused
 from fastassign.matching.assignment import Assignment, Matching
 from fastassign.options import LoadOptions
-from fastassign.planning.coalesce import Read, Span, coalesce, overlapping, split_batches
+from fastassign.planning.batches import Batch, make_batches
+from fastassign.planning.coalesce import overlapping
+from fastassign.planning.routes import Placement, place
 from fastassign.progress import Callback, reporting
 from fastassign.report import Report, printable
-
-# How values get into a variable.
-# "owned": into a tensor that TensorFlow allocated, which then becomes the variable's.
-# "arena": the same, but one allocation shared by many small variables.
-# "assign": into a host array, and from there by the library's own assign: casts, distributed variables.
-# "feed": into host memory that a TensorFlow 1 session is fed with.
-# "hook": by a layer's own load_own_variables; "convert": through tf_keras' conversion of old layouts.
-Route = Literal["owned", "arena", "assign", "feed", "hook", "convert"]
-
-# Small variables are allocated together up to this size: enough to make the allocation cheap, little enough that
-# the first variables of a batch are assigned while the next batch is read.
-BATCH_BYTES = 8 << 20
-
-# What a session is fed with at once. Each set costs the first load an executor, a few milliseconds and more in a large
-# graph; later runs cost 50 microseconds, and begin while the next set is read.
-FEED_BYTES = 32 << 20
-
-# TensorFlow aborts the process when it computes on a buffer that is not aligned to this.
-ALIGNMENT = 64
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Placement:
-    """Where one variable's new value is built.
-
-    Attributes
-    ----------
-    assignment : Assignment
-        Record and target.
-    route : Route
-        How the value gets into the variable.
-    nbytes : int
-        Bytes of the value as it stands in the file, decoded.
-    arena_bytes : int
-        Bytes of its place in the batch's arena, the step to the next multiple of 64 included; 0 if it has none.
-    staged_bytes : int
-        Bytes of its buffers.
-    """
-
-    assignment: Assignment
-    route: Route
-    nbytes: int
-    arena_bytes: int
-    staged_bytes: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Batch:
-    """Variables that are allocated, read and assigned together.
-
-    Attributes
-    ----------
-    placements : tuple of Placement
-        The variables.
-    reads : tuple of Read
-        How their bytes come from the file; pieces refer to ``placements`` by position.
-    arena_starts : tuple of int
-        For placements of the routes ``"arena"`` and ``"feed"``: the first byte in the batch's arena, a multiple
-        of 64.
-    arena_bytes : int
-        Bytes of the arena.
-    nbytes : int
-        Bytes of all values.
-    staged_bytes : int
-        Bytes of all buffers.
-    """
-
-    placements: tuple[Placement, ...]
-    reads: tuple[Read, ...]
-    arena_starts: tuple[int, ...]
-    arena_bytes: int
-    nbytes: int
-    staged_bytes: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -167,9 +96,12 @@ class Plan:
         Budget
             The values do not fit into ``options.max_staging_bytes`` all together.
         """
-        least = max(sum(batch.staged_bytes for batch in self.batches) + self.copied_bytes, self.staging_bytes)
+        # What goes through the library's own code is read before too.
+        library = sum(record.nbytes for record in self.library_records)
+        least = sum(batch.staged_bytes for batch in self.batches) + self.copied_bytes + library
         if least > self.options.max_staging_bytes:
             what = "all tensors together, which are read before the first is assigned"
+            what += " (atomic=True)" if self.atomic else ""
             raise _over_budget(self.catalog, least, self.options.max_staging_bytes, what)
         return replace(self, read_first=True, staging_bytes=least)
 
@@ -238,11 +170,12 @@ def make_plan(
     options: LoadOptions,
     *,
     atomic: bool = False,
+    repeated: bool = False,
     seconds: dict[str, float] | None = None,
     executor: Callable[..., Report] | None = None,
     progress: bool | Callback | None = None,
 ) -> Plan:
-    """Plan a load.
+    """Plan a load; ``repeated`` says that the plan will be carried out again and again.
 
     Raises
     ------
@@ -254,21 +187,18 @@ def make_plan(
     assignments = list(matching.assignments.values())
     if "overlap" not in options.allow:
         _check_overlaps(catalog, assignments)
-    placements = [_place(assignment, options) for assignment in assignments]
+    placements = [place(assignment, options, repeated=repeated) for assignment in assignments]
     limit, library = options.max_staging_bytes, _library_bytes(matching)
     # The library's own assign makes two copies of a value on its way, one variable at a time.
     copied = max((2 * p.nbytes for p in placements if p.route == "assign"), default=0)
     alone = max(placements, key=lambda p: p.staged_bytes, default=None)
     least = max(copied + (0 if alone is None else alone.staged_bytes), library)
-    together = max(copied + sum(p.staged_bytes for p in placements), library)
-    if atomic and together > limit:
-        raise _over_budget(catalog, together, limit, "all tensors together (atomic=True)")
-    if least > limit:
+    if least > limit and not atomic:  # which needs more, and says so below
         if least == library or alone is None:
             raise _over_budget(catalog, least, limit, "the weights that go through the library's own code")
         raise _over_budget(catalog, least, limit, "the largest tensor", alone.assignment.record.key)
     room = max(limit - copied, 1)
-    batches = tuple(_batches(placements, options, room))
+    batches = make_batches(placements, options, room)
     window = min(options.window_bytes, room)
     largest = max((batch.staged_bytes for batch in batches), default=0)
     staging = min(sum(batch.staged_bytes for batch in batches), max(window, largest))
@@ -286,7 +216,7 @@ def make_plan(
         executor=executor,
         progress=progress,
     )
-    return replace(plan, read_first=True, staging_bytes=together) if atomic else plan
+    return plan.reading_first() if atomic else plan
 
 
 def _over_budget(
@@ -297,83 +227,6 @@ def _over_budget(
         file=catalog.path,
         tensor=tensor,
         hint=f"LoadOptions(max_staging_bytes={least}) is the least that works",
-    )
-
-
-def route_of(assignment: Assignment, nbytes: int, options: LoadOptions) -> Route:
-    """Choose how one value of ``nbytes`` bytes gets into its variable."""
-    if assignment.target.graph is not None:
-        return "feed"
-    if assignment.target.resource is None or assignment.fit == "cast":
-        return "assign"
-    return "arena" if nbytes <= options.arena_bytes else "owned"
-
-
-def _place(assignment: Assignment, options: LoadOptions) -> Placement:
-    nbytes = assignment.record.nbytes
-    route = route_of(assignment, nbytes, options)
-    if route not in {"arena", "feed"}:
-        return Placement(assignment, route, nbytes, 0, nbytes)
-    if assignment.fit == "cast":
-        # As it stands in the file, and as the variable takes it.
-        room = _aligned(assignment.target.nbytes)
-        return Placement(assignment, route, nbytes, room, room + nbytes)
-    room = _aligned(nbytes)
-    return Placement(assignment, route, nbytes, room, room)
-
-
-def _aligned(nbytes: int) -> int:
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT
-
-
-def _batches(placements: Sequence[Placement], options: LoadOptions, room: int) -> list[Batch]:
-    stored = sorted(
-        (p for p in placements if p.assignment.record.extents), key=lambda p: p.assignment.record.extents[0].offset
-    )
-    batches = []
-    for members in _split(stored, room):
-        reads = coalesce(_spans(members), read_bytes=options.read_bytes, gap_bytes=options.gap_bytes)
-        batches.append(_batch(members, reads))
-    # Arrays, and what a session is fed with at once, are batches too.
-    others = [p for p in placements if not p.assignment.record.extents]
-    grouped: dict[bool, list[Placement]] = {True: [], False: []}
-    for p in others:
-        grouped[p.route == "feed" or p.assignment.record.encoding == "array"].append(p)
-    batches += [_batch(members, []) for members in _split(grouped[True], room)]
-    # Tensors that h5py decodes, and those without elements, are read one by one.
-    return batches + [_batch([p], []) for p in grouped[False]]
-
-
-def _split(placements: Sequence[Placement], room: int) -> Iterator[Sequence[Placement]]:
-    is_fed = bool(placements) and placements[0].route == "feed"
-    batch_bytes = min(FEED_BYTES if is_fed else BATCH_BYTES, room)
-    for positions in split_batches([p.staged_bytes for p in placements], batch_bytes=batch_bytes):
-        yield placements[positions.start : positions.stop]
-
-
-def _spans(placements: Sequence[Placement]) -> list[Span]:
-    spans = []
-    for owner, placement in enumerate(placements):
-        start = 0
-        for extent in placement.assignment.record.extents:
-            spans.append(Span(owner, extent, start))
-            start += extent.nbytes
-    return sorted(spans, key=lambda span: span.extent.offset)
-
-
-def _batch(placements: Sequence[Placement], reads: Sequence[Read]) -> Batch:
-    arena = 0
-    starts = []
-    for placement in placements:
-        starts.append(arena)
-        arena += placement.arena_bytes
-    return Batch(
-        placements=tuple(placements),
-        reads=tuple(reads),
-        arena_starts=tuple(starts),
-        arena_bytes=arena,
-        nbytes=sum(p.nbytes for p in placements),
-        staged_bytes=sum(p.staged_bytes for p in placements),
     )
 
 

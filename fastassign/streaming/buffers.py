@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastassign.planning.plan import ALIGNMENT
+from fastassign.planning.routes import ALIGNMENT
 
 # Idle memory that is kept at most. A load needs as much as the variables that it replaces hold, and gets it back when
 # they let go: so after two loads of a model this is what a third finds warm. 200 MB copied into memory that was

@@ -54,6 +54,10 @@ class BareTargets:
         """Return the declared shape of a variable; ``None`` for what it leaves open."""
         return static_shape(self.named[name])
 
+    def identity(self) -> list[Any]:
+        """Return names and variables, to be compared object by object."""
+        return [may_use_handles(), *self.named, *self.named.values()]
+
     def target(self, name: str, shape: tuple[int, ...]) -> Target:
         """Return the target for a value of a shape that fits."""
         target = any_target(self.named[name], shape, handles=may_use_handles())

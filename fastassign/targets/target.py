@@ -142,5 +142,8 @@ class ModelTargets(Protocol):
     def container_name(self, obj: Any) -> str:
         """Return the name that a container gives to an object: its class in snake case."""
 
+    def identity(self) -> list[Any]:
+        """Return all that a plan for this model depends on, to be compared object by object."""
+
     def all_targets(self, layout: Layout) -> Iterator[Target]:
         """Yield every variable that a file of this layout could fill, for the report."""

@@ -18,6 +18,7 @@ from tf_keras.src.saving.legacy import hdf5_format
 from tf_keras.src.utils.generic_utils import to_snake_case
 
 from fastassign.errors import Mismatch
+from fastassign.targets.identity import layers_held
 from fastassign.targets.target import LayerTargets, Layout, NodeKind, OwnVariables, Target
 from fastassign.targets.variables import may_use_handles, shape_error, tf_target
 
@@ -119,14 +120,25 @@ class TfKerasTargets:
         """Return the name that a container gives to an object."""
         return str(to_snake_case(type(obj).__name__))
 
+    def identity(self) -> list[Any]:
+        """Return layers, variables and flags, to be compared object by object."""
+        parts: list[Any] = [self._handles]
+        for layer in self.model._flatten_layers():
+            parts += (layer, bool(layer.trainable), *layers_held(layer, _is_layer))
+        optimizer = getattr(self.model, "optimizer", None)
+        slots = getattr(optimizer, "variables", ())
+        return [*parts, *self._weights(), optimizer, *(slots() if callable(slots) else slots)]
+
     def all_targets(self, layout: Layout) -> Iterator[Target]:  # noqa: ARG002 - the same for both
         """Yield every weight of the model."""
-        try:
-            weights = self.model.weights
-        except ValueError:  # an unbuilt model has no list of weights, not even an empty one
-            return iter(())
         # Lookup tables stand among the weights too, though no weight file holds them.
-        return (self.target(weight) for weight in weights if isinstance(weight, tf.Variable))
+        return (self.target(weight) for weight in self._weights() if isinstance(weight, tf.Variable))
+
+    def _weights(self) -> list[Any]:
+        try:
+            return list(self.model.weights)
+        except ValueError:  # an unbuilt model has no list of weights, not even an empty one
+            return []
 
     def target(self, variable: Any) -> Target:
         """Return the target of a variable; the same object for the same variable."""
@@ -156,3 +168,7 @@ class TfKerasTargets:
             return list(hdf5_format.preprocess_weights_for_loading(layer, values, version, backend))
         except (ValueError, AssertionError, IndexError) as error:
             raise Mismatch(str(error)) from error
+
+
+def _is_layer(value: Any) -> bool:
+    return isinstance(value, base_layer.Layer)
