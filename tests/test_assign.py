@@ -669,17 +669,17 @@ def test_budget_names_the_tensor_of_a_file(files):
 def test_staging_is_bounded(kind, threads, monkeypatch):
     limit, live, most = 20_000, [0], [0]
 
-    class Watched(execute.OpenBatch):
-        def __init__(self, batch, **how):
-            super().__init__(batch, **how)
+    class Watched(execute.EagerBatch):
+        def __init__(self, batch):
+            super().__init__(batch)
             live[0] += batch.staged_bytes
             most[0] = max(most[0], live[0])
 
-        def release(self):
+        def assign(self, ledger):
+            super().assign(ledger)
             live[0] -= self.batch.staged_bytes
-            super().release()
 
-    monkeypatch.setattr(execute, "OpenBatch", Watched)
+    monkeypatch.setattr(execute, "EagerBatch", Watched)
     made = [COMPOSITE["mirrored"]() if kind == "mirrored" else variable((20, 20)) for _ in range(40)]
     dtype = "float32" if kind == "mirrored" else kind
     fa.assign(
