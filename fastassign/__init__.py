@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from fastassign.architecture.load import load_model
 from fastassign.catalog.open import Catalog
 from fastassign.catalog.policy import Limits
 from fastassign.errors import (
@@ -52,6 +53,7 @@ __all__ = [
     "assign",
     "inspect",
     "install",
+    "load_model",
     "load_weights",
     "plan",
     "release_buffers",

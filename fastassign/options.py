@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from fastassign.catalog.policy import RULES, Limits
+from fastassign.report import Report
 
 
 def _default_threads() -> int:
@@ -49,6 +51,11 @@ class LoadOptions:
         How a ``Loader`` changes variables that are in use. ``"each"``: as soon as may be, one after the other;
         ``"together"``: all at the end, under ``Loader.lock``, so that whoever holds it never sees old values beside
         new ones. That takes host memory of the size of all weights.
+    library : {"keras", "tf_keras"} or None
+        Whose model ``load_model`` makes; ``None`` for what ``tf.keras`` is in this process: tf_keras where the
+        environment says ``TF_USE_LEGACY_KERAS=1``, else Keras 3.
+    on_report : callable or None
+        Gets the ``Report`` of ``load_model``, which returns the model.
     allow : frozenset of str
         Rules of the policy for untrusted files to switch off, by name (see ``docs/policy.md``).
     limits : Limits
@@ -65,6 +72,8 @@ class LoadOptions:
     arena_bytes: int = 128 << 10
     max_staging_bytes: int = 8 << 30
     swap: Literal["each", "together"] = "each"
+    library: Literal["keras", "tf_keras"] | None = None
+    on_report: Callable[[Report], None] | None = None
     allow: frozenset[str] = frozenset()
     limits: Limits = field(default_factory=Limits)
     index_cache: bool = True
@@ -79,6 +88,8 @@ class LoadOptions:
             raise ValueError(f'match must be "names" or "stock", not {self.match!r}')
         if self.swap not in ("each", "together"):
             raise ValueError(f'swap must be "each" or "together", not {self.swap!r}')
+        if self.library not in ("keras", "tf_keras", None):
+            raise ValueError(f'library must be "keras" or "tf_keras", not {self.library!r}')
         for name, least in (("threads", 1), ("read_bytes", 4096), ("gap_bytes", 0), ("window_bytes", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")

@@ -20,7 +20,7 @@ from fastassign.planning.plan import Plan, make_plan
 from fastassign.progress import Callback
 from fastassign.report import Report
 from fastassign.targets.discover import discover
-from fastassign.targets.target import ModelTargets
+from fastassign.targets.target import Layout, ModelTargets
 
 if TYPE_CHECKING:
     from fastassign.targets.bare import BareTargets
@@ -44,6 +44,8 @@ class Job:
         Whether a plan will be carried out again and again, so that it pays to keep what an execution makes.
     options : LoadOptions
         Every other knob.
+    layout : Layout or None
+        How the file is read, where its name does not say.
     """
 
     model: Any
@@ -52,6 +54,7 @@ class Job:
     session: Any = None
     atomic: bool = False
     repeated: bool = False
+    layout: Layout | None = None
 
     def plan(self, path: str | os.PathLike[str], progress: bool | Callback | None = None) -> Plan:
         """Plan the load of a file.
@@ -63,7 +66,7 @@ class Job:
         """
         begin = time.perf_counter()
         targets = discover(self.model)
-        layout = choose_layout(targets, Path(path), self.request)
+        layout = self.layout or choose_layout(targets, Path(path), self.request)
         if targets.library != "tensorflow":
             targets.check_built(layout)
         prepared = time.perf_counter()

@@ -31,6 +31,10 @@ class Report:
         Variables of the model that got no value.
     unexpected : tuple of str
         Weights of the file that no variable took.
+    upgraded : tuple of str
+        Of ``load_model``: what was changed in the saved configuration for the running library.
+    optimizer_left : tuple of str
+        Of ``load_model``: tensors of the optimizer that have no place in the one that was built.
     nbytes : int
         Bytes read, decoded.
     seconds : dict of str to float
@@ -55,6 +59,8 @@ class Report:
     repaired: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
+    upgraded: tuple[str, ...] = ()
+    optimizer_left: tuple[str, ...] = ()
     nbytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     routes: dict[str, int] = field(default_factory=dict)

@@ -14,6 +14,7 @@ from fastassign.catalog import policy
 from fastassign.catalog.records import Contents
 
 WHOLE_MODEL_GROUP = "model_weights"
+OPTIMIZER_GROUP = "optimizer_weights"
 TOP_LEVEL_GROUP = "top_level_model_weights"
 
 
@@ -84,6 +85,13 @@ def read_layout(contents: Contents) -> LegacyLayout:
         keras_version=version[0] if version else "1",
         backend=backend[0] if backend else None,
     )
+
+
+def optimizer_tensors(contents: Contents) -> tuple[tuple[str, str], ...]:
+    """Return (name, key of the record) of the optimizer's tensors in a whole-model file, in saved order."""
+    names = _names(contents, OPTIMIZER_GROUP, "weight_names")
+    found = ((name, f"{OPTIMIZER_GROUP}/{name}") for name in names)
+    return tuple((name, key) for name, key in found if key in contents.records)
 
 
 def _layer(contents: Contents, root: str, name: str) -> SavedLayer:

@@ -278,14 +278,14 @@ def open_catalog(
 
 def span_of(file: WeightFile) -> tuple[int, int] | None:
     """Return first byte and length of the HDF5 data in a file; ``None`` where an archive holds it compressed."""
-    if not _is_archive(file):
+    if not is_archive(file):
         return 0, file.size
     from fastassign.catalog import archive
 
     return archive.locate(file)
 
 
-def _is_archive(file: WeightFile) -> bool:
+def is_archive(file: WeightFile) -> bool:
     """Whether the weights stand in a zip archive: as in Keras, never in a file that is called ``.h5``."""
     if file.path.name.endswith((".h5", ".hdf5")):
         return False

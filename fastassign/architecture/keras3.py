@@ -1,0 +1,124 @@
+"""Models of Keras 3, built from what a file says of them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import keras
+from keras.src.legacy.saving import json_utils, saving_options, saving_utils
+from keras.src.saving import object_registration, serialization_lib
+
+from fastassign.architecture import retired  # noqa: F401 - registers what old configurations name
+from fastassign.architecture.rules import rules
+from fastassign.architecture.saved import SavedModel
+from fastassign.architecture.training import for_keras3
+from fastassign.architecture.unknown import check_code, check_known
+from fastassign.architecture.upgrade import upgraded
+
+
+def build(saved: SavedModel, known: Mapping[str, Any], *, safe_mode: bool) -> tuple[Any, tuple[str, ...]]:
+    """Build the model of a legacy file, with initial values and not compiled.
+
+    Parameters
+    ----------
+    saved : SavedModel
+        From a legacy file.
+    known : mapping of str to object
+        Classes and functions that are not Keras' own; see ``all_objects``.
+    safe_mode : bool
+        Whether Python code in the file is refused.
+
+    Returns
+    -------
+    (keras.Model, tuple of str)
+        The model, and what was changed in its configuration.
+    """
+    config, changes = upgraded(saved.config, rules(_takes, is_keras_2=not saved.keras_version.startswith("3.")))
+    if safe_mode:
+        check_code(config)
+    check_known(config, lambda name: _is_known(name, known))
+    # It knows the TensorShapes and tuples that older JSON holds.
+    decoded = json_utils.decode(json.dumps(config))
+    scopes = saving_options.keras_option_scope(use_legacy_config=True), serialization_lib.SafeModeScope(safe_mode)
+    with scopes[0], scopes[1]:
+        return saving_utils.model_from_config(decoded, custom_objects=dict(known)), changes
+
+
+def all_objects(custom_objects: Mapping[str, Any]) -> dict[str, Any]:
+    """Return custom objects with those that are registered, which win, as in Keras."""
+    scope = keras.src.backend.common.global_state.get_global_attribute("custom_objects_scope_dict", {})
+    return {**custom_objects, **object_registration.GLOBAL_CUSTOM_OBJECTS, **scope}
+
+
+def _is_known(name: str, known: Mapping[str, Any]) -> bool:
+    return name in known or hasattr(keras.layers, name) or hasattr(keras, name) or name == "Functional"
+
+
+@cache
+def _takes(class_name: str, argument: str) -> bool:
+    """Whether a layer's constructor takes an argument, its own or one of a base class."""
+    cls = getattr(keras.layers, class_name, None)
+    if cls is None:
+        return True
+    for base in cls.__mro__:
+        if "__init__" not in base.__dict__:
+            continue
+        parameters = inspect.signature(base.__init__).parameters
+        if argument in parameters:
+            return True
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters.values()):
+            return False
+    return False
+
+
+def compile_model(model: Any, training: dict[str, Any], known: Mapping[str, Any]) -> tuple[str, ...]:
+    """Compile a model as a legacy file says.
+
+    Parameters
+    ----------
+    model : keras.Model
+        The model.
+    training : dict
+        The file's ``training_config``.
+    known : mapping of str to object
+        See ``all_objects``.
+
+    Returns
+    -------
+    tuple of str
+        What was changed in the configuration.
+    """
+    config, changes = for_keras3(training, _optimizer_arguments, lambda name: hasattr(keras.metrics, name))
+    with saving_options.keras_option_scope(use_legacy_config=True):
+        decoded = json_utils.decode(json.dumps(config))
+        model.compile(**saving_utils.compile_args_from_training_config(decoded, dict(known)))
+    return changes
+
+
+def build_optimizer(model: Any) -> list[Any]:
+    """Make the variables of a model's optimizer, and return the variables that it updates."""
+    variables = list(model.trainable_variables)
+    model.optimizer.build(variables)
+    return variables
+
+
+def optimizer_variables(model: Any) -> list[Any]:
+    """Return the variables of a built optimizer, in the order in which a file has them."""
+    return list(model.optimizer.variables)
+
+
+def _optimizer_arguments(class_name: str) -> set[str] | None:
+    cls = next((cls for name, cls in vars(keras.optimizers).items() if name.lower() == class_name.lower()), None)
+    if not inspect.isclass(cls):
+        return None
+    return {
+        name
+        for base in cls.__mro__
+        if "__init__" in base.__dict__
+        for name, parameter in inspect.signature(base.__init__).parameters.items()
+        if name != "self" and parameter.kind is not parameter.VAR_KEYWORD
+    }

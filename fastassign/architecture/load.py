@@ -1,0 +1,183 @@
+"""``load_model``: from a file to a model that predicts, and trains on."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from types import ModuleType
+from typing import Any, Literal
+
+from fastassign.architecture.optimizer import pairs
+from fastassign.architecture.saved import SavedModel, read_saved
+from fastassign.architecture.slots import read_state
+from fastassign.catalog.keras_legacy import optimizer_tensors, read_layout
+from fastassign.catalog.open import Catalog
+from fastassign.errors import Mismatch, Unsupported
+from fastassign.matching.match import Request
+from fastassign.options import LoadOptions
+from fastassign.pipeline import Job
+from fastassign.planning.plan import Plan
+from fastassign.report import Report
+from fastassign.targets.discover import check_tensorflow
+from fastassign.verbs import assign
+
+
+def load_model(
+    path: str | os.PathLike[str],
+    *,
+    custom_objects: Mapping[str, Any] | None = None,
+    compile: bool = True,
+    safe_mode: bool = True,
+    options: LoadOptions | None = None,
+) -> Any:
+    """Load a whole model: architecture, weights, and how far its training was.
+
+    Files of older versions are brought up to the running library (``docs/load_model.md`` lists by what rules), weights
+    and the state of the optimizer are found by name, and random initial values that the file replaces are not made.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        A whole-model ``.h5`` file of Keras 1 to 3 or tf_keras.
+    custom_objects : mapping of str to object, optional
+        Classes and functions that the model uses and Keras does not have, by the names in the file.
+    compile : bool
+        Whether the model is compiled as it was, and its optimizer gets its state back.
+    safe_mode : bool
+        Whether Python code in the file (Lambda layers) is refused instead of run.
+    options : LoadOptions, optional
+        Every other knob: ``library`` chooses between Keras 3 and tf_keras, ``on_report`` gets the ``Report``.
+
+    Returns
+    -------
+    keras.Model or tf_keras.Model
+        The model.
+
+    Raises
+    ------
+    Mismatch (ValueError)
+        The file holds no model, or one of unknown classes, which are all named; or its weights do not fit.
+    Refused (ValueError)
+        The file holds Python code, or asks for something else that the policy does not allow.
+    NotFound, Denied, NotAFile, Malformed, Truncated (OSError)
+        The file can't be opened, or is damaged.
+
+    Examples
+    --------
+    >>> import fastassign as fa
+    >>> model = fa.load_model("model.h5")  # doctest: +SKIP
+    """
+    check_tensorflow()
+    options = options or LoadOptions()
+    saved = read_saved(path)
+    if saved.format != "hdf5":
+        raise Unsupported("load_model does not read .keras archives yet", file=saved.path)
+    library = _library(options)
+    known = library.all_objects(custom_objects or {})
+    begin = time.perf_counter()
+    model, changes = library.build(saved, known, safe_mode=safe_mode)
+    built = time.perf_counter()
+    plan = Job(model=model, request=Request(), options=options, layout="legacy").plan(path)
+    report = plan.execute()
+    report = replace(report, upgraded=changes, seconds={**report.seconds, "build": built - begin})
+    if compile:
+        report = _train_on(library, model, saved, known, plan, report, options)
+    if options.on_report is not None:
+        options.on_report(report)
+    return model
+
+
+def _library(options: LoadOptions) -> ModuleType:
+    name: Literal["keras", "tf_keras"] = options.library or (
+        # What `tf.keras` is in this process.
+        "tf_keras" if os.environ.get("TF_USE_LEGACY_KERAS", "").lower() in {"true", "1"} else "keras"
+    )
+    return importlib.import_module(f"fastassign.architecture.{'keras3' if name == 'keras' else name}")
+
+
+def _train_on(
+    library: ModuleType,
+    model: Any,
+    saved: SavedModel,
+    known: Mapping[str, Any],
+    plan: Plan,
+    report: Report,
+    options: LoadOptions,
+) -> Report:
+    """Compile a model, and give its optimizer the state that it had."""
+    if saved.training is None:
+        logging.getLogger("absl").warning(
+            "No training configuration found in the save file, so the model was *not* compiled. Compile it manually."
+        )
+        return report
+    try:
+        changes = library.compile_model(model, saved.training, known)
+    except Exception as error:
+        raise Mismatch(
+            f"the model can't be compiled as it was: {error}",
+            file=saved.path,
+            hint="load_model(path, compile=False), then model.compile(...); or pass what is missing as custom_objects",
+        ) from error
+    report = replace(report, upgraded=(*report.upgraded, *changes))
+    left = _restore(library, model, saved, plan, options)
+    return replace(report, optimizer_left=left)
+
+
+def _restore(library: ModuleType, model: Any, saved: SavedModel, plan: Plan, options: LoadOptions) -> tuple[str, ...]:
+    """Assign the optimizer's tensors; return those that have no place."""
+    catalog = plan.catalog
+    if not isinstance(catalog, Catalog) or model.optimizer is None:
+        return ()
+    tensors = optimizer_tensors(catalog.contents)
+    if not tensors:
+        return ()
+    names = [name for name, _ in tensors]
+    entries = [catalog[key] for _, key in tensors]
+    shapes = [entry.record.shape for entry in entries]
+    updated = library.build_optimizer(model)
+    own = library.optimizer_variables(model)
+    chosen = _by_own_names(own, names, shapes)
+    if chosen is None:
+        state = read_state(
+            names,
+            shapes,
+            str((saved.training or {}).get("optimizer_config", {}).get("class_name", "")),
+            _saved_names(plan, updated),
+            [tuple(variable.shape) for variable in updated],
+        )
+        chosen = list(pairs(model.optimizer, updated, state))
+    assign([(variable, entries[position]) for variable, position in chosen], options=replace(options, on_report=None))
+    used = {position for _, position in chosen}
+    return tuple(name for position, name in enumerate(names) if position not in used)
+
+
+def _by_own_names(own: list[Any], names: list[str], shapes: list[tuple[int, ...]]) -> list[tuple[Any, int]] | None:
+    """Pair variables and tensors that are called the same; ``None`` where not all are."""
+    by_name = {str(getattr(variable, "path", None) or variable.name).removesuffix(":0"): variable for variable in own}
+    found = [by_name.get(name.removesuffix(":0")) for name in names]
+    if len(by_name) < len(own) or any(variable is None for variable in found):
+        return None
+    if any(tuple(variable.shape) != shape for variable, shape in zip(found, shapes, strict=True)):  # type: ignore[union-attr]
+        return None
+    return [(variable, position) for position, variable in enumerate(found)]
+
+
+def _saved_names(plan: Plan, updated: list[Any]) -> dict[str, int]:
+    """Return the number of each variable that the optimizer updates, by its name in the file."""
+    catalog = plan.catalog
+    if not isinstance(catalog, Catalog):
+        return {}
+    numbers = {id(variable): number for number, variable in enumerate(updated)}
+    by_key = {each.record.key: numbers.get(id(each.target.variable)) for each in plan.matching.assignments.values()}
+    layout = read_layout(catalog.contents)
+    found = {}
+    for layer in (*layout.layers, *([layout.top_level] if layout.top_level else [])):
+        for name, key in layer.weights:
+            number = by_key.get(key)
+            if number is not None:
+                found[name.removesuffix(":0")] = number
+    return found

@@ -1,0 +1,347 @@
+"""What has to change in a configuration of an older Keras, one rule each.
+
+A rule gets one object of the configuration (``class_name`` and ``config``), changes it in place, and returns whether it did.
+It names the versions that wrote what it mends; ``docs/load_model.md`` lists the files and the errors. None of them changes
+what the model computes; what can't be said in Keras 3 is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from fastassign.architecture.saved import layers_of
+from fastassign.errors import Unsupported
+
+Node = dict[str, Any]
+
+
+class Rule(NamedTuple):
+    """One thing that changed.
+
+    Attributes
+    ----------
+    text : str
+        What is done, for the report.
+    apply : callable
+        Changes an object; returns whether it did.
+    """
+
+    text: str
+    apply: Callable[[Node], bool]
+
+
+def _config(node: Node) -> dict[str, Any]:
+    config = node["config"]
+    return config if isinstance(config, dict) else {}
+
+
+def _name(node: Node) -> str:
+    return str(_config(node).get("name", node["class_name"]))
+
+
+def sequential_list(node: Node) -> bool:
+    """Keras 1 to 2.2.2: a Sequential's configuration is the list of its layers."""
+    if not isinstance(node["config"], list):
+        return False
+    node["config"] = {"name": "sequential", "layers": node["config"]}
+    return True
+
+
+def sequential_input(node: Node) -> bool:
+    """Keras 1 to 2.3: the shape of a Sequential's input stands on its first layer."""
+    layers = layers_of(node) if node["class_name"] == "Sequential" else []
+    if not layers or layers[0].get("class_name") == "InputLayer":
+        return False
+    first = _config(layers[0])
+    shape = first.get("batch_input_shape")
+    if shape is None:
+        return False
+    inner = _config(first["layer"]) if isinstance(first.get("layer"), dict) else {}
+    dtype = first.get("dtype", inner.get("dtype"))
+    name = f"{first['name']}_input" if "name" in first else None
+    config = {"batch_shape": shape, "dtype": dtype if isinstance(dtype, str) else "float32"}
+    node["config"]["layers"].insert(
+        0, {"class_name": "InputLayer", "config": {**config, **({"name": name} if name else {})}}
+    )
+    return True
+
+
+def input_shapes(node: Node) -> bool:
+    """Keras 1 to tf_keras: ``batch_input_shape`` is InputLayer's ``batch_shape`` now, and nobody else's."""
+    config = _config(node)
+    if "batch_input_shape" not in config:
+        return False
+    shape = config.pop("batch_input_shape")
+    if node["class_name"] == "InputLayer":
+        config.setdefault("batch_shape", shape)
+    return True
+
+
+def inner_sequential_calls(node: Node) -> bool:
+    """Keras 2, tf_keras: a nested Sequential counts its own building as its first call; in Keras 3 it does not."""
+    layers = layers_of(node)
+    inner = {str(layer.get("name")) for layer in layers if layer.get("class_name") == "Sequential"}
+    references = [ref for ref in _references(node) if ref[0] in inner] if inner else []
+    lowest: dict[str, int] = {}
+    for ref in references:
+        lowest[ref[0]] = min(ref[1], lowest.get(ref[0], ref[1]))
+    for ref in references:
+        ref[1] -= lowest[ref[0]]
+    return any(lowest.values())
+
+
+def _references(node: Node) -> list[list[Any]]:
+    """Return the lists [layer, call, output, ...] that connect the layers of a model."""
+    config = _config(node)
+    stack = [layer.get("inbound_nodes") for layer in layers_of(node)]
+    stack += [config.get("input_layers"), config.get("output_layers")]
+    found = []
+    while stack:
+        value = stack.pop()
+        if isinstance(value, dict):
+            stack.extend(value.values())
+        elif isinstance(value, list):
+            if len(value) >= 3 and isinstance(value[0], str) and isinstance(value[1], int):
+                found.append(value)
+                stack.extend(value[3:])
+            else:
+                stack.extend(value)
+    return found
+
+
+def slashes(node: Node) -> bool:
+    """Keras 1 to tf_keras: a layer's name may contain ``/``."""
+    layers = layers_of(node)
+    taken = {_name(layer) for layer in layers} | {str(layer.get("name")) for layer in layers}
+    renamed: dict[str, str] = {}
+    for name in sorted(name for name in taken if "/" in name):
+        new = name.replace("/", "_")
+        while new in taken or new in renamed.values():
+            new += "_"
+        renamed[name] = new
+    for ref in _references(node) if renamed else ():
+        ref[0] = renamed.get(ref[0], ref[0])
+    for layer in layers:
+        for place in (layer, _config(layer)):
+            if place.get("name") in renamed:
+                place["name"] = renamed[place["name"]]
+    own = _config(node)
+    if "/" in str(own.get("name", "")):
+        own["name"] = own["name"].replace("/", "_")
+        return True
+    return bool(renamed)
+
+
+def policies(node: Node) -> bool:
+    """TensorFlow 2.0 to tf_keras: a dtype policy is an object of a class that Keras 3 calls otherwise."""
+    config = _config(node)
+    dtype = config.get("dtype")
+    if not isinstance(dtype, dict) or dtype.get("class_name") not in {"Policy", "PolicyV1"}:
+        return False
+    config["dtype"] = _config(dtype).get("name", "float32")
+    return True
+
+
+_CLASSES = {
+    "BatchNormalizationV1": "BatchNormalization",
+    "BatchNormalizationV2": "BatchNormalization",
+    "SyncBatchNormalization": "BatchNormalization",
+    "CuDNNGRU": "GRU",
+    "CuDNNLSTM": "LSTM",
+    "GRUV2": "GRU",
+    "LSTMV2": "LSTM",
+    "DenseFeaturesV2": "DenseFeatures",
+    "ThresholdedReLU": "fastassign>ThresholdedReLU",
+}
+
+
+def class_names(node: Node) -> bool:
+    """Keras 2.0.9 to tf_keras: classes that were renamed, or merged into others."""
+    old = node["class_name"]
+    new = _CLASSES.get(old)
+    if new is None:
+        return False
+    node["class_name"] = new
+    config = _config(node)
+    if old == "SyncBatchNormalization":
+        config["synchronized"] = True
+    if old.startswith("CuDNN"):
+        # What NVIDIA's kernels compute (source: ``cudnn_recurrent.py`` of Keras 2).
+        config.update(activation="tanh", recurrent_activation="sigmoid")
+        if old == "CuDNNGRU":
+            config["reset_after"] = True
+    return True
+
+
+def reset_after(node: Node) -> bool:
+    """Keras 1 to 2.1.5: a GRU that does not say so resets before the matrix product."""
+    config = _config(node)
+    if node["class_name"] not in {"GRU", "GRUCell"} or "reset_after" in config:
+        return False
+    config["reset_after"] = False
+    return True
+
+
+# Arguments that are gone, and the values with which they said nothing; None stands for any value.
+_GONE: tuple[tuple[str, str, tuple[Any, ...] | None], ...] = (
+    ("", "time_major", (False,)),
+    ("", "ragged", (False,)),
+    ("Random", "rng_type", None),
+    ("SpatialDropout", "noise_shape", (None,)),
+    ("SpatialDropout", "trainable", None),
+    ("Discretization", "trainable", None),
+    ("", "groups", (1,)),
+    ("SeparableConv", "kernel_initializer", None),
+    ("SeparableConv", "kernel_regularizer", None),
+    ("SeparableConv", "kernel_constraint", None),
+    ("DepthwiseConv", "kernel_initializer", None),
+    ("DepthwiseConv", "kernel_regularizer", None),
+    ("DepthwiseConv", "kernel_constraint", None),
+    ("MultiHeadAttention", "query_shape", None),
+    ("MultiHeadAttention", "key_shape", None),
+    ("MultiHeadAttention", "value_shape", None),
+    ("MultiHeadAttention", "softmax_robust_masking", (False,)),
+    ("BatchNormalization", "renorm", (False, None)),
+    ("BatchNormalization", "renorm_clipping", None),
+    ("BatchNormalization", "renorm_momentum", None),
+    ("BatchNormalization", "fused", None),
+    ("BatchNormalization", "virtual_batch_size", (None,)),
+    ("BatchNormalization", "adjustment", (None,)),
+    ("", "input_length", None),
+    ("", "activity_regularizer", (None,)),
+)
+
+
+def retired_arguments(takes: Callable[[str, str], bool]) -> Callable[[Node], bool]:
+    """Make the rule that drops arguments which the running library does not know.
+
+    Parameters
+    ----------
+    takes : callable
+        Tells of a class and an argument whether it is known.
+    """
+
+    def apply(node: Node) -> bool:
+        config, dropped = _config(node), False
+        for prefix, key, harmless in _GONE:
+            if key not in config or not node["class_name"].startswith(prefix) or takes(node["class_name"], key):
+                continue
+            if harmless is not None and config[key] not in harmless:
+                raise Unsupported(
+                    f"layer {_name(node)} was saved with {key}={config[key]!r}, which no longer exists",
+                    hint="open the file with tf_keras: LoadOptions(library='tf_keras')",
+                )
+            del config[key]
+            dropped = True
+        return dropped
+
+    return apply
+
+
+def axis(node: Node) -> bool:
+    """tf.keras: BatchNormalization's axis is a list of one."""
+    config = _config(node)
+    value = config.get("axis")
+    if node["class_name"] != "BatchNormalization" or not (isinstance(value, list) and len(value) == 1):
+        return False
+    config["axis"] = int(value[0])
+    return True
+
+
+# As Keras 3 writes a function of the package ``fastassign``; see ``retired.py``.
+_HARD_SIGMOID = {
+    "module": "builtins",
+    "class_name": "function",
+    "config": "fastassign>hard_sigmoid",
+    "registered_name": "function",
+}
+
+
+def hard_sigmoids(node: Node) -> bool:
+    """Keras 1 to tf_keras: ``hard_sigmoid`` is another function than Keras 3's of that name."""
+    config, changed = _config(node), False
+    for key in ("activation", "recurrent_activation"):
+        if config.get(key) == "hard_sigmoid":
+            config[key] = dict(_HARD_SIGMOID)
+            changed = True
+    return changed
+
+
+def initializers(node: Node) -> bool:
+    """Keras 1 to TensorFlow 1.15: initializers carry a dtype, a distribution called normal, or a version in the name."""
+    changed = False
+    for key, value in _config(node).items():
+        if not key.endswith("initializer") or not isinstance(value, dict) or not isinstance(value.get("config"), dict):
+            continue
+        config, name = value["config"], str(value.get("class_name", ""))
+        if config.pop("dtype", None) is not None:
+            changed = True
+        if config.get("distribution") == "normal":
+            config["distribution"] = "truncated_normal"
+            changed = True
+        if name.endswith(("V1", "V2")):
+            value["class_name"] = name[:-2]
+            changed = True
+    return changed
+
+
+def wrapped(node: Node) -> bool:
+    """Keras 1 to 2.x: what a wrapper or an RNN holds does not say which module its class is from."""
+    changed = False
+    config = _config(node)
+    for key in ("layer", "backward_layer", "cell", "cells"):
+        values = config.get(key)
+        for value in values if isinstance(values, list) else [values]:
+            if isinstance(value, dict) and "class_name" in value and "module" not in value:
+                package, _, name = value["class_name"].rpartition(">")
+                if package:
+                    value["registered_name"] = value["class_name"]
+                else:
+                    value.update(module="keras.layers", registered_name=None)
+                value["class_name"] = name
+                changed = True
+    return changed
+
+
+def score_modes(node: Node) -> bool:
+    """tf_keras: Keras 3 takes the score mode ``dot`` of an attention for the function ``keras.layers.dot``."""
+    config = _config(node)
+    if node["class_name"] != "Attention" or config.get("score_mode") != "dot":
+        return False
+    del config["score_mode"]  # the default
+    return True
+
+
+def rules(takes: Callable[[str, str], bool], *, is_keras_2: bool) -> tuple[Rule, ...]:
+    """Return the rules for a legacy file in Keras 3, in the order in which they apply to one object.
+
+    Parameters
+    ----------
+    takes : callable
+        See ``retired_arguments``.
+    is_keras_2 : bool
+        Whether Keras 1 or 2, or tf_keras, saved the file.
+    """
+    old = (
+        Rule("a Sequential's list of layers made a configuration", sequential_list),
+        Rule("an input layer added to a Sequential", sequential_input),
+        Rule("input shapes moved to the input layers", input_shapes),
+        Rule("calls of nested Sequentials counted from 0", inner_sequential_calls),
+        Rule("classes renamed", class_names),
+        Rule("reset_after=False for GRUs that do not say", reset_after),
+        Rule("Keras 2's hard_sigmoid kept", hard_sigmoids),
+        Rule("dtype policies named", policies),
+        Rule("axes of BatchNormalization made numbers", axis),
+        Rule("initializers renamed", initializers),
+        Rule("the score mode of attentions left to its default", score_modes),
+        Rule("names without slashes", slashes),
+        Rule("retired arguments dropped", retired_arguments(takes)),
+        Rule("modules of wrapped layers named", wrapped),
+    )
+    return old if is_keras_2 else ()
+
+
+def rules_for_tf_keras() -> tuple[Rule, ...]:
+    """Return the rules for a legacy file in tf_keras, which reads all but this of Keras 1 and 2."""
+    return (Rule("reset_after=False for GRUs that do not say", reset_after),)

@@ -1,0 +1,67 @@
+"""Models of tf_keras, built from what a file says of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import tf_keras
+from tf_keras.src.optimizers import optimizer as new_optimizers
+from tf_keras.src.saving import object_registration
+from tf_keras.src.saving.legacy import model_config as model_configs
+from tf_keras.src.saving.legacy import saving_utils
+from tf_keras.src.saving.legacy.saved_model import json_utils
+
+from fastassign.architecture.rules import rules_for_tf_keras
+from fastassign.architecture.saved import SavedModel
+from fastassign.architecture.training import for_tf_keras
+from fastassign.architecture.unknown import check_code, check_known
+from fastassign.architecture.upgrade import upgraded
+
+
+def all_objects(custom_objects: Mapping[str, Any]) -> dict[str, Any]:
+    """Return custom objects with those that are registered, which win, as in tf_keras."""
+    local = object_registration._THREAD_LOCAL_CUSTOM_OBJECTS.__dict__
+    return {**custom_objects, **local, **object_registration._GLOBAL_CUSTOM_OBJECTS}
+
+
+def build(saved: SavedModel, known: Mapping[str, Any], *, safe_mode: bool) -> tuple[Any, tuple[str, ...]]:
+    """Build the model of a legacy file, with initial values and not compiled; see ``keras3.build``."""
+    config, changes = upgraded(saved.config, rules_for_tf_keras())
+    if safe_mode:
+        check_code(config)
+    check_known(config, lambda name: _is_known(name, known))
+    # It knows the TensorShapes and tuples that the JSON holds.
+    decoded = json_utils.decode(json.dumps(config))
+    return model_configs.model_from_config(decoded, custom_objects=dict(known)), changes
+
+
+def _is_known(name: str, known: Mapping[str, Any]) -> bool:
+    # What stands for TensorFlow's own ops in a model is found nowhere but where it is made.
+    is_own = name in known or hasattr(tf_keras.layers, name) or hasattr(tf_keras, name)
+    return is_own or name in {"Functional", "TFOpLambda", "TensorFlowOpLayer", "SlicingOpLambda", "ClassMethod"}
+
+
+def compile_model(model: Any, training: dict[str, Any], known: Mapping[str, Any]) -> tuple[str, ...]:
+    """Compile a model as the file says; see ``keras3.compile_model``."""
+    config, changes = for_tf_keras(training)
+    arguments = saving_utils.compile_args_from_training_config(json_utils.decode(json.dumps(config)), dict(known))
+    model.compile(**arguments, from_serialized=True)
+    return changes
+
+
+def build_optimizer(model: Any) -> list[Any]:
+    """Make the variables of a model's optimizer, and return the variables that it updates."""
+    variables = list(model.trainable_variables)
+    if isinstance(model.optimizer, new_optimizers.Optimizer):
+        model.optimizer.build(variables)
+    else:
+        model.optimizer._create_all_weights(variables)
+    return variables
+
+
+def optimizer_variables(model: Any) -> list[Any]:
+    """Return the variables of a built optimizer, in the order in which a file has them."""
+    variables = model.optimizer.variables
+    return list(variables() if callable(variables) else variables)

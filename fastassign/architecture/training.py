@@ -1,0 +1,134 @@
+"""How a model was compiled, as the running Keras 3 says it.
+
+What Keras 2 named otherwise: ``lr``, ``decay``, short names of losses, metrics as functions in a wrapper.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+# Names that losses and metrics had, or still have beside their own; Keras 3 reads its own alone (facts: bug B2).
+_NAMES = {
+    "mse": "mean_squared_error",
+    "MSE": "mean_squared_error",
+    "mae": "mean_absolute_error",
+    "MAE": "mean_absolute_error",
+    "mape": "mean_absolute_percentage_error",
+    "MAPE": "mean_absolute_percentage_error",
+    "msle": "mean_squared_logarithmic_error",
+    "MSLE": "mean_squared_logarithmic_error",
+    "kld": "kl_divergence",
+    "KLD": "kl_divergence",
+    "kullback_leibler_divergence": "kl_divergence",
+    "cosine": "cosine_similarity",
+    "cosine_proximity": "cosine_similarity",
+    "bce": "binary_crossentropy",
+    "BCE": "binary_crossentropy",
+    "logcosh": "log_cosh",
+}
+
+
+def for_keras3(
+    training: dict[str, Any], arguments_of: Callable[[str], set[str] | None], is_metric: Callable[[str], bool]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Bring a ``training_config`` up to Keras 3.
+
+    Parameters
+    ----------
+    training : dict
+        As in the file; stays as it is.
+    arguments_of : callable
+        Returns the arguments that an optimizer's class takes; ``None`` for a class that is not Keras' own.
+    is_metric : callable
+        Whether Keras 3 has a metric of this class name.
+
+    Returns
+    -------
+    (dict, tuple of str)
+        The new configuration, and what was changed or dropped.
+    """
+    made = copy.deepcopy(training)
+    changes: list[str] = []
+    optimizer = made.get("optimizer_config")
+    if isinstance(optimizer, dict) and isinstance(optimizer.get("config"), dict):
+        changes += _optimizer(optimizer, arguments_of)
+    for key in ("loss", "metrics", "weighted_metrics"):
+        renamed = _renamed(made.get(key), is_metric)
+        if renamed != made.get(key):
+            changes.append(f"{key} renamed")
+            made[key] = renamed
+    made.setdefault("loss_weights", None)
+    return made, tuple(changes)
+
+
+def for_tf_keras(training: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Bring a ``training_config`` up to tf_keras, which reads Keras 2's but for one name; see ``for_keras3``."""
+    made = copy.deepcopy(training)
+    changes = []
+    for key in ("loss", "metrics", "weighted_metrics"):
+        renamed = _replaced(made.get(key), {"cosine_proximity": "cosine_similarity"})
+        if renamed != made.get(key):
+            changes.append(f"{key} renamed")
+            made[key] = renamed
+    return made, tuple(changes)
+
+
+def _replaced(value: Any, names: dict[str, str]) -> Any:
+    if isinstance(value, str):
+        return names.get(value, value)
+    if isinstance(value, list):
+        return [_replaced(item, names) for item in value]
+    if isinstance(value, dict) and "class_name" not in value:
+        return {key: _replaced(item, names) for key, item in value.items()}
+    return value
+
+
+def _optimizer(optimizer: dict[str, Any], arguments_of: Callable[[str], set[str] | None]) -> list[str]:
+    config, changes = optimizer["config"], []
+    known = arguments_of(str(optimizer.get("class_name")))
+    if known is None:
+        return []
+    if "lr" in config:
+        config.setdefault("learning_rate", config.pop("lr"))
+        changes.append("optimizer: lr is learning_rate")
+    decay = config.pop("decay", None)
+    if decay and isinstance(config.get("learning_rate"), (int, float)):
+        # Keras 1 and 2: lr / (1 + decay * iterations), which is this schedule.
+        config["learning_rate"] = {
+            "class_name": "InverseTimeDecay",
+            "config": {"initial_learning_rate": config["learning_rate"], "decay_steps": 1, "decay_rate": decay},
+        }
+        changes.append("optimizer: decay made a schedule")
+    if config.get("epsilon", 0) is None:
+        del config["epsilon"]  # the default
+    for key in sorted(config.keys() - known):
+        changes.append(f"optimizer: {key}={config.pop(key)!r} dropped")
+    return changes
+
+
+def _renamed(value: Any, is_metric: Callable[[str], bool]) -> Any:
+    if isinstance(value, str):
+        return _NAMES.get(value, value)
+    if isinstance(value, list):
+        return [_renamed(item, is_metric) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "class_name" not in value:
+        return {key: _renamed(item, is_metric) for key, item in value.items()}
+    config = value.get("config")
+    if not isinstance(config, dict):
+        return value
+    config = {**config}
+    if config.get("reduction") == "auto":
+        config["reduction"] = "sum_over_batch_size"
+    if value["class_name"] in {"MeanMetricWrapper", "SumOverBatchSizeMetricWrapper"} and isinstance(
+        config.get("fn"), str
+    ):
+        function = _NAMES.get(config.pop("fn"), value["config"]["fn"])
+        metric = "".join(part.capitalize() for part in function.split("_"))
+        if is_metric(metric):
+            return {"class_name": metric, "config": config}
+        return function
+    return {**value, "config": config}
