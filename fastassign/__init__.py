@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from fastassign.architecture.load import load_model
+from fastassign.architecture.load import deferred_init, load_model
 from fastassign.catalog.open import Catalog
 from fastassign.catalog.policy import Limits
 from fastassign.errors import (
@@ -51,6 +51,7 @@ __all__ = [
     "__version__",
     "accelerate",
     "assign",
+    "deferred_init",
     "inspect",
     "install",
     "load_model",

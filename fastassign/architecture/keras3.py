@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import inspect
 import json
+import zipfile
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import keras
 from keras.src.legacy.saving import json_utils, saving_options, saving_utils
-from keras.src.saving import object_registration, serialization_lib
+from keras.src.ops import core as core_ops
+from keras.src.ops import image as image_ops
+from keras.src.ops import linalg as linalg_ops
+from keras.src.ops import math as math_ops
+from keras.src.ops import nn as nn_ops
+from keras.src.ops import numpy as numpy_ops
+from keras.src.saving import object_registration, saving_lib, serialization_lib
 
 from fastassign.architecture import retired  # noqa: F401 - registers what old configurations name
-from fastassign.architecture.rules import rules
+from fastassign.architecture.rules import MERGING, rules
 from fastassign.architecture.saved import SavedModel
 from fastassign.architecture.training import for_keras3
 from fastassign.architecture.unknown import check_code, check_known
@@ -37,7 +45,9 @@ def build(saved: SavedModel, known: Mapping[str, Any], *, safe_mode: bool) -> tu
     (keras.Model, tuple of str)
         The model, and what was changed in its configuration.
     """
-    config, changes = upgraded(saved.config, rules(_takes, is_keras_2=not saved.keras_version.startswith("3.")))
+    config, changes = upgraded(
+        saved.config, rules(_takes, _module_of, is_keras_2=not saved.keras_version.startswith("3."))
+    )
     if safe_mode:
         check_code(config)
     check_known(config, lambda name: _is_known(name, known))
@@ -48,6 +58,49 @@ def build(saved: SavedModel, known: Mapping[str, Any], *, safe_mode: bool) -> tu
         return saving_utils.model_from_config(decoded, custom_objects=dict(known)), changes
 
 
+def build_archive(
+    saved: SavedModel, custom_objects: Mapping[str, Any], *, compiled: bool, safe_mode: bool
+) -> tuple[Any, tuple[str, ...]]:
+    """Build the model of a ``.keras`` archive, with initial values, and compiled if that is wanted; see ``build``."""
+    is_keras_2 = saved.keras_version.startswith("2.")
+    config, changes = upgraded(saved.config, rules(_takes, _module_of, is_keras_2=is_keras_2))
+    if safe_mode:
+        check_code(config)
+    training = config.get("compile_config")
+    if not compiled:
+        config["compile_config"] = None
+    elif is_keras_2 and isinstance(training, dict):
+        found = {**training, "optimizer_config": training.get("optimizer")}
+        found, more = for_keras3(found, _optimizer_arguments, lambda name: hasattr(keras.metrics, name))
+        config["compile_config"] = {**found, "optimizer": found.pop("optimizer_config")}
+        changes += more
+    with serialization_lib.ObjectSharingScope():
+        return keras.saving.deserialize_keras_object(
+            config, custom_objects=dict(custom_objects), safe_mode=safe_mode
+        ), changes
+
+
+def load_assets(model: Any, path: Path) -> None:
+    """Load what a ``.keras`` archive holds beside numbers: vocabularies, and what layers of one's own write."""
+    with zipfile.ZipFile(path) as archive:
+        # As Keras tells it: configuration, metadata and weights are three.
+        if len(archive.namelist()) <= 3:
+            return
+        assets = saving_lib.DiskIOStore("assets", archive=archive, mode="r")
+        try:
+            saving_lib._load_state(
+                model,
+                weights_store=None,
+                assets_store=assets,
+                inner_path="",
+                visited_saveables=set(),
+                failed_saveables=set(),
+                error_msgs={},
+            )
+        finally:
+            assets.close()
+
+
 def all_objects(custom_objects: Mapping[str, Any]) -> dict[str, Any]:
     """Return custom objects with those that are registered, which win, as in Keras."""
     scope = keras.src.backend.common.global_state.get_global_attribute("custom_objects_scope_dict", {})
@@ -55,7 +108,19 @@ def all_objects(custom_objects: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_known(name: str, known: Mapping[str, Any]) -> bool:
-    return name in known or hasattr(keras.layers, name) or hasattr(keras, name) or name == "Functional"
+    is_own = hasattr(keras.layers, name) or hasattr(keras, name) or _module_of(name) is not None
+    return name in known or is_own or name == "Functional"
+
+
+@cache
+def _module_of(class_name: str) -> str | None:
+    """Return the module of an operation; ``None`` for what is none, or a layer that does not go by the same name."""
+    for module in (numpy_ops, math_ops, nn_ops, core_ops, linalg_ops, image_ops):
+        found = vars(module).get(class_name)
+        if inspect.isclass(found) and issubclass(found, keras.Operation) and found.__module__ == module.__name__:
+            is_layer = hasattr(keras.layers, class_name) and class_name not in MERGING
+            return None if is_layer else str(module.__name__)
+    return None
 
 
 @cache
@@ -67,7 +132,7 @@ def _takes(class_name: str, argument: str) -> bool:
     for base in cls.__mro__:
         if "__init__" not in base.__dict__:
             continue
-        parameters = inspect.signature(base.__init__).parameters
+        parameters = inspect.signature(vars(base)["__init__"]).parameters
         if argument in parameters:
             return True
         if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters.values()):
@@ -119,6 +184,14 @@ def _optimizer_arguments(class_name: str) -> set[str] | None:
         name
         for base in cls.__mro__
         if "__init__" in base.__dict__
-        for name, parameter in inspect.signature(base.__init__).parameters.items()
+        for name, parameter in inspect.signature(vars(base)["__init__"]).parameters.items()
         if name != "self" and parameter.kind is not parameter.VAR_KEYWORD
     }
+
+
+def variables(model: Any) -> list[Any]:
+    """Return TensorFlow's variables of a model and its optimizer."""
+    own = list(model.variables)
+    if getattr(model, "optimizer", None) is not None:
+        own += optimizer_variables(model)
+    return [getattr(variable, "_value", variable) for variable in own]

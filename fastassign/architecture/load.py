@@ -6,7 +6,8 @@ import importlib
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from types import ModuleType
 from typing import Any, Literal
@@ -16,7 +17,8 @@ from fastassign.architecture.saved import SavedModel, read_saved
 from fastassign.architecture.slots import read_state
 from fastassign.catalog.keras_legacy import optimizer_tensors, read_layout
 from fastassign.catalog.open import Catalog
-from fastassign.errors import Mismatch, Unsupported
+from fastassign.collection import held_back
+from fastassign.errors import Mismatch
 from fastassign.matching.match import Request
 from fastassign.options import LoadOptions
 from fastassign.pipeline import Job
@@ -42,7 +44,7 @@ def load_model(
     Parameters
     ----------
     path : str or os.PathLike
-        A whole-model ``.h5`` file of Keras 1 to 3 or tf_keras.
+        A whole-model ``.h5`` file of Keras 1 to 3 or tf_keras, or a ``.keras`` archive. What is inside decides.
     custom_objects : mapping of str to object, optional
         Classes and functions that the model uses and Keras does not have, by the names in the file.
     compile : bool
@@ -72,26 +74,86 @@ def load_model(
     >>> model = fa.load_model("model.h5")  # doctest: +SKIP
     """
     check_tensorflow()
+    from fastassign.targets.deferred import settle
+
     options = options or LoadOptions()
     saved = read_saved(path)
-    if saved.format != "hdf5":
-        raise Unsupported("load_model does not read .keras archives yet", file=saved.path)
     library = _library(options)
-    known = library.all_objects(custom_objects or {})
     begin = time.perf_counter()
-    model, changes = library.build(saved, known, safe_mode=safe_mode)
-    built = time.perf_counter()
-    plan = Job(model=model, request=Request(), options=options, layout="legacy").plan(path)
-    report = plan.execute()
-    report = replace(report, upgraded=changes, seconds={**report.seconds, "build": built - begin})
-    if compile:
-        report = _train_on(library, model, saved, known, plan, report, options)
+    # The garbage collector would look through all that a model is made of, again and again.
+    with held_back(), deferred_init():
+        if saved.format == "archive":
+            model, report = _from_archive(library, saved, custom_objects or {}, compile, safe_mode, options)
+        else:
+            model, report = _from_hdf5(library, saved, custom_objects or {}, compile, safe_mode, options)
+    for variable in library.variables(model):
+        settle(variable)
+    report = replace(report, seconds={**report.seconds, "total": time.perf_counter() - begin})
     if options.on_report is not None:
         options.on_report(report)
     return model
 
 
+@contextmanager
+def deferred_init() -> Iterator[None]:
+    """Build models without making initial values: each variable gets its own when it is used first, or loaded.
+
+    Around code that builds a model of Keras 3 or tf_keras whose weights come from a file:
+
+    >>> with fa.deferred_init():  # doctest: +SKIP
+    ...     model = build()
+    >>> fa.load_weights(model, path)  # doctest: +SKIP
+
+    What the file does not cover gets the initial value that its own initialiser makes, at the first use. Initialisers
+    of Keras 3 hold their seeds, so that the values are those that building without this would give; tf_keras draws them
+    from TensorFlow's global generator, where the order of the draws matters.
+
+    Variables of a ``tf.distribute`` strategy, of TensorFlow 1 graphs, with values given as arrays, or under another
+    ``tf.variable_creator_scope`` are made as ever. Holds for the thread that enters it.
+    """
+    check_tensorflow()
+    from fastassign.targets.deferred import deferred
+
+    with deferred():
+        yield
+
+
+def _from_archive(
+    library: ModuleType,
+    saved: SavedModel,
+    custom_objects: Mapping[str, Any],
+    compiled: bool,
+    safe_mode: bool,
+    options: LoadOptions,
+) -> tuple[Any, Report]:
+    begin = time.perf_counter()
+    model, changes = library.build_archive(saved, custom_objects, compiled=compiled, safe_mode=safe_mode)
+    built = time.perf_counter() - begin
+    report = Job(model=model, request=Request(), options=options, layout="keras3").plan(saved.path).execute()
+    library.load_assets(model, saved.path)
+    return model, replace(report, upgraded=changes, seconds={**report.seconds, "build": built})
+
+
+def _from_hdf5(
+    library: ModuleType,
+    saved: SavedModel,
+    custom_objects: Mapping[str, Any],
+    compiled: bool,
+    safe_mode: bool,
+    options: LoadOptions,
+) -> tuple[Any, Report]:
+    known = library.all_objects(custom_objects)
+    begin = time.perf_counter()
+    model, changes = library.build(saved, known, safe_mode=safe_mode)
+    built = time.perf_counter() - begin
+    plan = Job(model=model, request=Request(), options=options, layout="legacy").plan(saved.path)
+    report = plan.execute()
+    report = replace(report, upgraded=changes, seconds={**report.seconds, "build": built})
+    return model, _train_on(library, model, saved, known, plan, report, options) if compiled else report
+
+
 def _library(options: LoadOptions) -> ModuleType:
+    # What is imported here imports TensorFlow and one of the libraries.
     name: Literal["keras", "tf_keras"] = options.library or (
         # What `tf.keras` is in this process.
         "tf_keras" if os.environ.get("TF_USE_LEGACY_KERAS", "").lower() in {"true", "1"} else "keras"
@@ -148,6 +210,7 @@ def _restore(library: ModuleType, model: Any, saved: SavedModel, plan: Plan, opt
             str((saved.training or {}).get("optimizer_config", {}).get("class_name", "")),
             _saved_names(plan, updated),
             [tuple(variable.shape) for variable in updated],
+            saved.keras_version,
         )
         chosen = list(pairs(model.optimizer, updated, state))
     assign([(variable, entries[position]) for variable, position in chosen], options=replace(options, on_report=None))

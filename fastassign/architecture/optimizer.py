@@ -1,7 +1,7 @@
 """The state of an optimizer, put back by slot and variable.
 
-Keras 3 builds the optimizer for the wrong variables and then drops all of it, or gives slots each other's values (facts:
-bug B1); here nothing goes by place that has a name.
+Keras 3 builds the optimizer for the wrong variables and then drops all of it, or gives slots each other's values;
+here nothing goes by place that has a name.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 from fastassign.architecture.slots import SavedState
 
-# The lists of slot variables, in the order of the variables that the optimizer was built for, by slot. In Keras 3 and in
-# tf_keras' new optimizers they are called the same.
+# The lists of slot variables, in the order of the variables that the optimizer was built for, by slot. In Keras 3 and
+# in tf_keras' new optimizers they are called the same.
 _LISTS: dict[str, dict[str, str]] = {
     "adam": {"m": "_momentums", "v": "_velocities", "vhat": "_velocity_hats"},
     "adamw": {"m": "_momentums", "v": "_velocities", "vhat": "_velocity_hats"},

@@ -1,4 +1,4 @@
-"""What Keras 2 had and Keras 3 has not, or has with another meaning: models of old files go on computing what they did."""
+"""What Keras 2 had and Keras 3 has not, or has with another meaning, so that old models compute what they did."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 import keras
 
 
-@keras.saving.register_keras_serializable("fastassign")
+@keras.saving.register_keras_serializable("fastassign")  # type: ignore[untyped-decorator] # keras is not typed
 def hard_sigmoid(x: Any) -> Any:
     """Return ``clip(0.2 x + 0.5, 0, 1)``: Keras 1 and 2's ``hard_sigmoid``, where Keras 3 has ``relu6(x + 3) / 6``."""
     return keras.ops.clip(0.2 * x + 0.5, 0.0, 1.0)
 
 
 @keras.saving.register_keras_serializable("fastassign")
-class ThresholdedReLU(keras.layers.Layer):  # type: ignore[misc] # keras is not typed
+class ThresholdedReLU(keras.layers.Layer):  # type: ignore[misc]
     """``x`` where ``x > theta``, else 0: a layer of Keras 1 and 2.
 
     Parameters

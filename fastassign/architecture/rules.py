@@ -1,8 +1,8 @@
 """What has to change in a configuration of an older Keras, one rule each.
 
-A rule gets one object of the configuration (``class_name`` and ``config``), changes it in place, and returns whether it did.
-It names the versions that wrote what it mends; ``docs/load_model.md`` lists the files and the errors. None of them changes
-what the model computes; what can't be said in Keras 3 is an error.
+A rule gets one object of the configuration (``class_name`` and ``config``), changes it in place, and returns whether it
+did. It names the versions that wrote what it mends; ``docs/load_model.md`` lists the files and the errors. None of them
+changes what the model computes; what can't be said in Keras 3 is an error.
 """
 
 from __future__ import annotations
@@ -269,7 +269,7 @@ def hard_sigmoids(node: Node) -> bool:
 
 
 def initializers(node: Node) -> bool:
-    """Keras 1 to TensorFlow 1.15: initializers carry a dtype, a distribution called normal, or a version in the name."""
+    """Keras 1 to TensorFlow 1.15: initializers with a dtype, a distribution called normal, a version in the name."""
     changed = False
     for key, value in _config(node).items():
         if not key.endswith("initializer") or not isinstance(value, dict) or not isinstance(value.get("config"), dict):
@@ -313,13 +313,57 @@ def score_modes(node: Node) -> bool:
     return True
 
 
-def rules(takes: Callable[[str, str], bool], *, is_keras_2: bool) -> tuple[Rule, ...]:
+def modules(node: Node) -> bool:
+    """Keras 2.12 to tf_keras, archives: modules of models that are elsewhere now."""
+    if node["class_name"] not in {"Functional", "Sequential", "Model"} or node.get("module") in {None, "keras"}:
+        return False
+    if not str(node["module"]).startswith(("keras.", "tf_keras.")):
+        return False
+    node.update(module="keras", registered_name=None)
+    return True
+
+
+# Layers that take one list of inputs, and operations of the same names that take two inputs.
+MERGING = frozenset({"Add", "Average", "Maximum", "Minimum", "Multiply", "Subtract"})
+
+
+def operations(module_of: Callable[[str], str | None]) -> Callable[[Node], bool]:
+    """Make the rule for what Keras 3 itself writes: legacy files do not say that ``x + y`` is no layer.
+
+    Parameters
+    ----------
+    module_of : callable
+        Returns the module of an operation that is no layer; ``None`` for what is none.
+    """
+
+    def apply(node: Node) -> bool:
+        changed = False
+        for layer in layers_of(node):
+            name, calls = layer.get("class_name"), layer.get("inbound_nodes")
+            if "module" in layer or not isinstance(name, str) or not isinstance(calls, list):
+                continue
+            arguments = [call.get("args") for call in calls if isinstance(call, dict)]
+            is_call = any(isinstance(each, list) and len(each) > 1 for each in arguments)
+            module = module_of(name) if is_call or name not in MERGING else None
+            if module is not None:
+                layer.update(module=module, registered_name=name)
+                changed = True
+        return changed
+
+    return apply
+
+
+def rules(
+    takes: Callable[[str, str], bool], module_of: Callable[[str], str | None], *, is_keras_2: bool
+) -> tuple[Rule, ...]:
     """Return the rules for a legacy file in Keras 3, in the order in which they apply to one object.
 
     Parameters
     ----------
     takes : callable
         See ``retired_arguments``.
+    module_of : callable
+        See ``operations``.
     is_keras_2 : bool
         Whether Keras 1 or 2, or tf_keras, saved the file.
     """
@@ -338,8 +382,9 @@ def rules(takes: Callable[[str, str], bool], *, is_keras_2: bool) -> tuple[Rule,
         Rule("names without slashes", slashes),
         Rule("retired arguments dropped", retired_arguments(takes)),
         Rule("modules of wrapped layers named", wrapped),
+        Rule("modules of models renamed", modules),
     )
-    return old if is_keras_2 else ()
+    return old if is_keras_2 else (Rule("operators told from layers", operations(module_of)),)
 
 
 def rules_for_tf_keras() -> tuple[Rule, ...]:

@@ -1,7 +1,7 @@
 """What a whole-model file says of the model, its weights aside.
 
-Legacy ``.h5`` files carry it as JSON in attributes of the root: ``model_config``, ``training_config`` where the model was
-compiled, ``keras_version`` (source: ``legacy_h5_format.py`` of Keras 3, ``hdf5_format.py`` of tf_keras). ``.keras``
+Legacy ``.h5`` files carry it as JSON in attributes of the root: ``model_config``, ``training_config`` where the model
+was compiled, ``keras_version`` (source: ``legacy_h5_format.py`` of Keras 3, ``hdf5_format.py`` of tf_keras). ``.keras``
 archives carry it in members: ``config.json``, with the compilation inside, and ``metadata.json`` (``saving_lib.py``).
 """
 

@@ -6,11 +6,12 @@ Four generations wrote it. Their names (sources: ``save_optimizer_weights_to_hdf
 Keras 3                             ``adam/iteration``, ``adam/learning_rate``, ``adam/dense_kernel_momentum``
 tf_keras, TensorFlow 2.11 on        ``iteration:0``, ``Adam/m/dense/kernel:0``
 TensorFlow 1.13 to 2.10             ``Adam/iter:0``, ``Adam/dense/kernel/m:0``
-Keras 1 to 2.3                      ``Adam/iterations:0`` or nothing, then ``training/Adam/Variable_7:0``: by place
+Keras 1 to 2.3                      ``Adam/iterations:0`` or nothing, then ``training/Adam/Variable_7:0``: by place;
+                                    to 2.0.5 variables stand in the order of their names, later in that of the layers
 ==================================  =========================================================================
 
-Slots are called here as TensorFlow 2 called them: ``m``, ``v``, ``vhat``, ``rms``, ``mg``, ``momentum``, ``accumulator``,
-``accum_grad``, ``accum_var``, ``linear``.
+Slots are called here as TensorFlow 2 called them: ``m``, ``v``, ``vhat``, ``rms``, ``mg``, ``momentum``,
+``accumulator``, ``accum_grad``, ``accum_var``, ``linear``.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ def read_state(
     class_name: str,
     variables: Mapping[str, int],
     variable_shapes: Sequence[tuple[int, ...]],
+    keras_version: str,
 ) -> SavedState:
     """Tell what the saved tensors of an optimizer are.
 
@@ -79,17 +81,29 @@ def read_state(
         The number of each variable that the optimizer updates, by its name in the file, without ``:0``.
     variable_shapes : sequence of tuple of int
         Their shapes, by number.
+    keras_version : str
+        The Keras that saved the file.
     """
     bare = [name.removesuffix(":0") for name in names]
     iterations = next((i for i, name in enumerate(bare) if _last(name) in ITERATIONS and shapes[i] == ()), None)
     rate = next((i for i, name in enumerate(bare) if _last(name) == "learning_rate" and shapes[i] == ()), None)
     rest = [i for i in range(len(names)) if i not in (iterations, rate)]
-    slots = _by_names(bare, rest, variables, shapes, variable_shapes) or _by_places(
-        rest, shapes, _BLOCKS.get(class_name.lower().rpartition(">")[2], ()), variable_shapes
-    )
+    slots = _by_names(bare, rest, variables, shapes, variable_shapes)
+    if not slots:
+        blocks = _BLOCKS.get(class_name.lower().rpartition(">")[2], ())
+        orders = [list(range(len(variable_shapes)))]
+        if len(variables) == len(variable_shapes):
+            orders.insert(0 if _is_sorted(keras_version) else 1, [variables[name] for name in sorted(variables)])
+        found = (_by_places(rest, shapes, blocks, variable_shapes, order) for order in orders)
+        slots = next((each for each in found if each), {})
     used = {position for slot in slots.values() for position in slot.values()}
     left = tuple(i for i in rest if i not in used)
     return SavedState(iterations, rate, slots, left)
+
+
+def _is_sorted(keras_version: str) -> bool:
+    parts = re.match(r"(\d+)\.(\d+)\.(\d+)$", keras_version)
+    return parts is not None and tuple(map(int, parts.groups())) <= (2, 0, 5)
 
 
 def _last(name: str) -> str:
@@ -159,13 +173,15 @@ def _by_places(
     shapes: Sequence[tuple[int, ...]],
     blocks: Sequence[str],
     variable_shapes: Sequence[tuple[int, ...]],
+    order: Sequence[int],
 ) -> dict[str, dict[int, int]]:
-    count = len(variable_shapes)
+    """Take blocks of one tensor a variable, as long as the shapes agree."""
+    count, expected = len(order), [variable_shapes[number] for number in order]
     slots: dict[str, dict[int, int]] = {}
-    for number, slot in enumerate(blocks):
-        block = positions[number * count : (number + 1) * count]
-        if [shapes[position] for position in block] != list(variable_shapes):
+    for i, slot in enumerate(blocks):
+        block = positions[i * count : (i + 1) * count]
+        if [shapes[position] for position in block] != expected:
             # Adam without AMSGrad lists stand-ins of one element in place of `vhat` (Keras 2.1.3 on).
             break
-        slots[slot] = dict(enumerate(block))
+        slots[slot] = dict(zip(order, block, strict=True))
     return slots

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import tf_keras
 from tf_keras.src.optimizers import optimizer as new_optimizers
-from tf_keras.src.saving import object_registration
+from tf_keras.src.saving import object_registration, saving_lib, serialization_lib
 from tf_keras.src.saving.legacy import model_config as model_configs
 from tf_keras.src.saving.legacy import saving_utils
 from tf_keras.src.saving.legacy.saved_model import json_utils
@@ -18,6 +20,7 @@ from fastassign.architecture.saved import SavedModel
 from fastassign.architecture.training import for_tf_keras
 from fastassign.architecture.unknown import check_code, check_known
 from fastassign.architecture.upgrade import upgraded
+from fastassign.errors import Unsupported
 
 
 def all_objects(custom_objects: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,6 +38,38 @@ def build(saved: SavedModel, known: Mapping[str, Any], *, safe_mode: bool) -> tu
     # It knows the TensorShapes and tuples that the JSON holds.
     decoded = json_utils.decode(json.dumps(config))
     return model_configs.model_from_config(decoded, custom_objects=dict(known)), changes
+
+
+def build_archive(
+    saved: SavedModel, custom_objects: Mapping[str, Any], *, compiled: bool, safe_mode: bool
+) -> tuple[Any, tuple[str, ...]]:
+    """Build the model of a ``.keras`` archive; see ``keras3.build_archive``."""
+    if saved.keras_version.startswith("3."):
+        raise Unsupported(
+            f"the archive was saved by Keras {saved.keras_version}, whose configurations tf_keras does not read",
+            file=saved.path,
+            hint="LoadOptions(library='keras')",
+        )
+    if safe_mode:
+        check_code(saved.config)
+    config = saved.config if compiled else {**saved.config, "compile_config": None}
+    with serialization_lib.ObjectSharingScope():
+        model = serialization_lib.deserialize_keras_object(config, dict(custom_objects), safe_mode=safe_mode)
+    return model, ()
+
+
+def load_assets(model: Any, path: Path) -> None:
+    """Load what a ``.keras`` archive holds beside numbers; see ``keras3.load_assets``."""
+    with zipfile.ZipFile(path) as archive:
+        if len(archive.namelist()) <= 3:
+            return
+        assets = saving_lib.DiskIOStore("assets", archive=archive, mode="r")
+        try:
+            saving_lib._load_state(
+                model, weights_store=None, assets_store=assets, inner_path="", visited_trackables=set()
+            )
+        finally:
+            assets.close()
 
 
 def _is_known(name: str, known: Mapping[str, Any]) -> bool:
@@ -65,3 +100,11 @@ def optimizer_variables(model: Any) -> list[Any]:
     """Return the variables of a built optimizer, in the order in which a file has them."""
     variables = model.optimizer.variables
     return list(variables() if callable(variables) else variables)
+
+
+def variables(model: Any) -> list[Any]:
+    """Return TensorFlow's variables of a model and its optimizer."""
+    own = list(model.variables)
+    if getattr(model, "optimizer", None) is not None:
+        own += optimizer_variables(model)
+    return [getattr(variable, "_variable", variable) for variable in own]

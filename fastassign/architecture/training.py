@@ -30,6 +30,10 @@ _NAMES = {
 }
 
 
+# Classes of tf.keras that hold a function, which Keras 3 has a class of its own for.
+_WRAPPERS = frozenset({"MeanMetricWrapper", "SumOverBatchSizeMetricWrapper"})
+
+
 def for_keras3(
     training: dict[str, Any], arguments_of: Callable[[str], set[str] | None], is_metric: Callable[[str], bool]
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -103,32 +107,28 @@ def _optimizer(optimizer: dict[str, Any], arguments_of: Callable[[str], set[str]
         changes.append("optimizer: decay made a schedule")
     if config.get("epsilon", 0) is None:
         del config["epsilon"]  # the default
-    for key in sorted(config.keys() - known):
-        changes.append(f"optimizer: {key}={config.pop(key)!r} dropped")
-    return changes
+    return changes + [f"optimizer: {key}={config.pop(key)!r} dropped" for key in sorted(config.keys() - known)]
 
 
 def _renamed(value: Any, is_metric: Callable[[str], bool]) -> Any:
+    """Rename losses and metrics, in whatever lists and mappings they stand."""
     if isinstance(value, str):
         return _NAMES.get(value, value)
     if isinstance(value, list):
         return [_renamed(item, is_metric) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if "class_name" not in value:
+    if isinstance(value, dict) and "class_name" not in value:
         return {key: _renamed(item, is_metric) for key, item in value.items()}
-    config = value.get("config")
-    if not isinstance(config, dict):
-        return value
-    config = {**config}
+    is_object = isinstance(value, dict) and isinstance(value.get("config"), dict)
+    return _object(value["class_name"], {**value["config"]}, is_metric) if is_object else value
+
+
+def _object(class_name: str, config: dict[str, Any], is_metric: Callable[[str], bool]) -> Any:
     if config.get("reduction") == "auto":
         config["reduction"] = "sum_over_batch_size"
-    if value["class_name"] in {"MeanMetricWrapper", "SumOverBatchSizeMetricWrapper"} and isinstance(
-        config.get("fn"), str
-    ):
-        function = _NAMES.get(config.pop("fn"), value["config"]["fn"])
+    function = config.get("fn")
+    if class_name in _WRAPPERS and isinstance(function, str):
+        del config["fn"]
+        function = _NAMES.get(function, function)
         metric = "".join(part.capitalize() for part in function.split("_"))
-        if is_metric(metric):
-            return {"class_name": metric, "config": config}
-        return function
-    return {**value, "config": config}
+        return {"class_name": metric, "config": config} if is_metric(metric) else function
+    return {"class_name": class_name, "config": config}

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from fastassign.planning.routes import KERNEL_DTYPES
 from fastassign.streaming.buffers import POOL, aligned, is_aligned
+from fastassign.targets.deferred import DeferredVariable, has_value, raw_handle
 from fastassign.targets.target import Target
 from fastassign.targets.variables import numpy_dtype_of
 
@@ -115,6 +116,10 @@ def assign(resource: Any, value: Any, nbytes: int) -> None:
     nbytes : int
         Its size.
     """
+    if type(resource) is DeferredVariable:  # nobody can have read it yet
+        tf.raw_ops.AssignVariableOp(resource=raw_handle(resource), value=value)
+        has_value(resource)
+        return
     handle = resource.handle
     if reads_copy(resource, nbytes):
         tf.raw_ops.DisableCopyOnRead(resource=handle)

@@ -9,13 +9,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from fastassign.targets.deferred import PLAIN, DeferredVariable, raw_handle
 from fastassign.targets.target import Target
-
-# The class of a variable made outside of any strategy, eagerly or in a graph. Subclasses (distributed, sharded,
-# DTensor, caching) have several handles or a relayout behind `assign`: they are never assigned by handle.
-# Made in a graph that is thrown away, because the default one may be the user's.
-with tf.Graph().as_default():
-    PLAIN = type(tf.compat.v1.Variable(0, use_resource=True, trainable=False))
 
 
 def in_user_graph() -> bool:
@@ -39,7 +34,7 @@ def may_use_handles() -> bool:
 
 def plain_resource(variable: Any) -> Any | None:
     """Return the variable itself if it is a plain resource variable, else ``None``."""
-    return variable if type(variable) is PLAIN else None
+    return variable if type(variable) in (PLAIN, DeferredVariable) else None
 
 
 def graph_of(variable: Any) -> Any | None:
@@ -94,7 +89,7 @@ def target_of(variable: Any, inner: Any, *, name: str, shape: tuple[int, ...], d
         dtype=dtype,
         variable=variable,
         resource=resource,
-        device=resource.device if graph is None and resource is not None else "",
+        device=raw_handle(resource).device if graph is None and resource is not None else "",
         graph=graph,
     )
 
