@@ -40,7 +40,8 @@ def slot_variables(optimizer: Any, slot: str, variables: Sequence[Any]) -> list[
         return [optimizer.get_slot(variable, name) for variable in variables] if name in names else []
     lists = _LISTS.get(type(optimizer).__name__.lower(), {})
     name = lists.get(slot) or lists.get(_ALIASES.get(slot, slot), "")
-    return list(getattr(optimizer, name, None) or ()) if name else []
+    # Of Lion's and SGD's lists the names differ by an underscore.
+    return list(getattr(optimizer, name, None) or getattr(optimizer, name.lstrip("_"), None) or ()) if name else []
 
 
 def pairs(optimizer: Any, variables: Sequence[Any], state: SavedState) -> Iterator[tuple[Any, int]]:

@@ -78,24 +78,27 @@ def input_shapes(node: Node) -> bool:
     return True
 
 
-def inner_sequential_calls(node: Node) -> bool:
-    """Keras 2, tf_keras: a nested Sequential counts its own building as its first call; in Keras 3 it does not."""
+def inner_calls(node: Node) -> bool:
+    """Keras 2, tf_keras: a nested model counts its own building as its first call; in Keras 3 it does not.
+
+    Except where Keras 3 names the outputs of a model: there it takes that call off itself, for all but a Sequential.
+    """
     layers = layers_of(node)
-    inner = {str(layer.get("name")) for layer in layers if layer.get("class_name") == "Sequential"}
-    references = [ref for ref in _references(node) if ref[0] in inner] if inner else []
+    kinds = {str(layer.get("name")): layer.get("class_name") for layer in layers}
+    inner = {name for name, kind in kinds.items() if kind in {"Sequential", "Functional", "Model"}}
+    inbound = [ref for ref in _references([layer.get("inbound_nodes") for layer in layers]) if ref[0] in inner]
+    config = _config(node)
+    ends = [ref for ref in _references([config.get("input_layers"), config.get("output_layers")]) if ref[0] in inner]
     lowest: dict[str, int] = {}
-    for ref in references:
+    for ref in (*inbound, *ends):
         lowest[ref[0]] = min(ref[1], lowest.get(ref[0], ref[1]))
-    for ref in references:
+    for ref in (*inbound, *(ref for ref in ends if kinds[ref[0]] == "Sequential")):
         ref[1] -= lowest[ref[0]]
     return any(lowest.values())
 
 
-def _references(node: Node) -> list[list[Any]]:
+def _references(stack: list[Any]) -> list[list[Any]]:
     """Return the lists [layer, call, output, ...] that connect the layers of a model."""
-    config = _config(node)
-    stack = [layer.get("inbound_nodes") for layer in layers_of(node)]
-    stack += [config.get("input_layers"), config.get("output_layers")]
     found = []
     while stack:
         value = stack.pop()
@@ -110,6 +113,38 @@ def _references(node: Node) -> list[list[Any]]:
     return found
 
 
+def keyword_tensors(node: Node) -> bool:
+    """tf.keras: tensors among the keyword arguments of a call, and constants; Keras 3 reads its own form only."""
+    layers = layers_of(node)
+    names = {str(layer.get("name")) for layer in layers}
+    changed = False
+    for layer in layers:
+        calls = layer.get("inbound_nodes")
+        for i, call in enumerate(calls if isinstance(calls, list) else []):
+            if not isinstance(call, list) or not all(isinstance(ref, list) and len(ref) >= 3 for ref in call):
+                continue
+            keywords = next((ref[3] for ref in call if len(ref) > 3 and isinstance(ref[3], dict)), {})
+            made = {key: _tensor(value, names) for key, value in keywords.items()}
+            if made == keywords and all(ref[0] in names for ref in call):
+                continue
+            arguments = [_tensor(ref[:3], names) for ref in call]
+            calls[i] = {"args": arguments if len(arguments) == 1 else [arguments], "kwargs": made}  # type: ignore[index]
+            changed = True
+    return changed
+
+
+def _tensor(value: Any, names: set[str]) -> Any:
+    """Return [layer, call, output] as Keras 3 writes it, and a constant as what it is."""
+    if isinstance(value, list) and len(value) >= 3 and isinstance(value[1], int):
+        if value[0] == "_CONSTANT_VALUE":
+            return value[2]
+        if value[0] in names:
+            # What Keras looks at is the history alone.
+            config = {"shape": [], "dtype": "float32", "keras_history": value[:3]}
+            return {"class_name": "__keras_tensor__", "config": config}
+    return [_tensor(item, names) for item in value] if isinstance(value, list) else value
+
+
 def slashes(node: Node) -> bool:
     """Keras 1 to tf_keras: a layer's name may contain ``/``."""
     layers = layers_of(node)
@@ -120,13 +155,14 @@ def slashes(node: Node) -> bool:
         while new in taken or new in renamed.values():
             new += "_"
         renamed[name] = new
-    for ref in _references(node) if renamed else ():
+    own = _config(node)
+    ends = [own.get("input_layers"), own.get("output_layers")]
+    for ref in _references([*(layer.get("inbound_nodes") for layer in layers), *ends]) if renamed else ():
         ref[0] = renamed.get(ref[0], ref[0])
     for layer in layers:
         for place in (layer, _config(layer)):
             if place.get("name") in renamed:
                 place["name"] = renamed[place["name"]]
-    own = _config(node)
     if "/" in str(own.get("name", "")):
         own["name"] = own["name"].replace("/", "_")
         return True
@@ -371,7 +407,8 @@ def rules(
         Rule("a Sequential's list of layers made a configuration", sequential_list),
         Rule("an input layer added to a Sequential", sequential_input),
         Rule("input shapes moved to the input layers", input_shapes),
-        Rule("calls of nested Sequentials counted from 0", inner_sequential_calls),
+        Rule("tensors among keyword arguments marked", keyword_tensors),
+        Rule("calls of nested models counted from 0", inner_calls),
         Rule("classes renamed", class_names),
         Rule("reset_after=False for GRUs that do not say", reset_after),
         Rule("Keras 2's hard_sigmoid kept", hard_sigmoids),

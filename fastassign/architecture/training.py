@@ -91,9 +91,13 @@ def _replaced(value: Any, names: dict[str, str]) -> Any:
 
 def _optimizer(optimizer: dict[str, Any], arguments_of: Callable[[str], set[str] | None]) -> list[str]:
     config, changes = optimizer["config"], []
-    known = arguments_of(str(optimizer.get("class_name")))
+    package, _, name = str(optimizer.get("class_name")).rpartition(">")
+    known = arguments_of(name) if package in {"", "Custom"} else None
     if known is None:
         return []
+    # TensorFlow 2.11 on registers its own optimizers as if they were custom; Keras 3 takes one of the same name with
+    # all arguments at their defaults.
+    optimizer["class_name"] = name
     if "lr" in config:
         config.setdefault("learning_rate", config.pop("lr"))
         changes.append("optimizer: lr is learning_rate")
@@ -105,6 +109,10 @@ def _optimizer(optimizer: dict[str, Any], arguments_of: Callable[[str], set[str]
             "config": {"initial_learning_rate": config["learning_rate"], "decay_steps": 1, "decay_rate": decay},
         }
         changes.append("optimizer: decay made a schedule")
+    rate = config.get("learning_rate")
+    if isinstance(rate, dict) and "class_name" in rate:
+        rate.setdefault("module", "keras.optimizers.schedules")
+        rate.setdefault("registered_name", None)
     if config.get("epsilon", 0) is None:
         del config["epsilon"]  # the default
     return changes + [f"optimizer: {key}={config.pop(key)!r} dropped" for key in sorted(config.keys() - known)]
