@@ -141,3 +141,82 @@ def test_files_that_are_not_of_keras(path):
 
     if path.suffix == ".h5":
         assert "found 0 saved layers" in str(check(build, path).ours.error)
+
+
+class Spline:
+    """Arguments and weights of a layer that one of the files has from elsewhere."""
+
+    def __init__(self, n_bases=10, **arguments):
+        own = {"spline_degree", "share_splines", "l2_smooth", "l2", "use_bias", "bias_initializer"}
+        super().__init__(**{key: value for key, value in arguments.items() if key not in own})
+        self.n_bases = n_bases
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(self.n_bases, shape[-1]), name="kernel")
+        self.built = True
+
+    def call(self, inputs):
+        return inputs
+
+
+@cache
+def model_of(path, library):
+    k = keras if library == "keras" else tf_keras
+    reports = []
+    custom = {"SplineWeight1D": type("SplineWeight1D", (Spline, k.layers.Layer), {})}
+    options = fastassign.LoadOptions(library=library, on_report=reports.append)
+    with quiet():
+        return fastassign.load_model(path, custom_objects=custom, options=options), reports[0]
+
+
+WHOLE_HDF5 = [path for path in of_kind("whole") if path.suffix != ".keras"]
+
+
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+@named(WHOLE_HDF5)
+def test_load_model(path, library):
+    """Every array of the file is in the model or its optimizer, but for stand-ins that say nothing."""
+    model, report = model_of(path, library)
+    weights = [np.asarray(weight).tobytes() for weight in model.weights]
+    with h5py.File(path) as file:
+        saved = []
+        file["model_weights"].visititems(lambda _, item: saved.append(item) if isinstance(item, h5py.Dataset) else None)
+        for item in saved:
+            weights.remove(item[()].tobytes())
+        assert weights == []
+        assert report.assigned == len(saved)
+        for name in report.optimizer_left:
+            assert file["optimizer_weights"][name].shape == (1,)
+        if "optimizer_weights" in file:
+            variables = model.optimizer.variables
+            slots = [np.asarray(v) for v in (variables() if callable(variables) else variables)]
+            kept = [file["optimizer_weights"][name][()] for name in file["optimizer_weights"].attrs["weight_names"]]
+            for array in kept:
+                if array.shape not in {(1,), ()}:
+                    assert any(np.array_equal(array, slot) for slot in slots)
+
+
+@named(WHOLE_HDF5)
+def test_predictions(path):
+    """Keras 3 computes what tf_keras computes."""
+    ours, theirs = model_of(path, "keras")[0], model_of(path, "tf_keras")[0]
+    rng = np.random.default_rng(0)
+    # 11,000: one of the models crops 10,000 steps.
+    shapes = [(2, *[size or 11_000 for size in each.shape[1:]]) for each in theirs.inputs]
+    inputs = [
+        (rng.random(shape) * 5).astype(each.dtype.name) for shape, each in zip(shapes, theirs.inputs, strict=True)
+    ]
+    found = [model(inputs if len(inputs) > 1 else inputs[0], training=False) for model in (ours, theirs)]
+    one, other = ([np.asarray(each) for each in (out if isinstance(out, (list, tuple)) else [out])] for out in found)
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@named([path for path in of_kind("whole") if path.suffix == ".keras"])
+def test_archives(path):
+    """With the state of the optimizer; seeds are in no file."""
+    model, _ = model_of(path, "keras")
+    with quiet():
+        stock = keras.models.load_model(path)
+    for ours, theirs in ((model.weights, stock.weights), (model.optimizer.variables, stock.optimizer.variables)):
+        assert [np.asarray(v).tobytes() for v in ours] == [np.asarray(v).tobytes() for v in theirs]

@@ -121,6 +121,9 @@ def saved(model, path, seed=0):
     for variable in model.variables:
         if variable.dtype.is_floating if hasattr(variable.dtype, "is_floating") else "float" in str(variable.dtype):
             variable.assign(rng.random(tuple(variable.shape)) * 0.5)
+    for layer in model.layers:
+        if hasattr(layer, "finalize_state"):
+            layer.finalize_state()
     with d.quiet():
         model.save(path)
     return path

@@ -109,13 +109,15 @@ def _is_ordinary(arguments: dict[str, Any]) -> bool:
     """Whether a variable is one that TensorFlow's own creator would make, eagerly."""
     with tf.init_scope():
         eager = tf.executing_eagerly()
-    others = [name for name in ("caching_device", "experimental_enable_variable_lifting") if arguments.get(name)]
+    # Whoever else wants to have a say is asked.
+    creators = [creator for _, creator in tf.compat.v1.get_default_graph()._variable_creator_stack]
     return (
         eager
         and not tf.distribute.has_strategy()
+        and all(creator is _create for creator in creators)
         and arguments.get("validate_shape") is not False
         and arguments.get("use_resource") is not False
-        and others in ([], ["experimental_enable_variable_lifting"])
+        and not arguments.get("caching_device")
     )
 
 
