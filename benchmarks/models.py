@@ -11,7 +11,8 @@ def gpt_like(*, vocabulary: int = 48_000, width: int = 768, blocks: int = 12, co
     from keras import Input, Model, layers
 
     tokens, positions = Input((None,), dtype="int32"), Input((None,), dtype="int32")
-    x = layers.Embedding(vocabulary, width)(tokens) + layers.Embedding(context, width)(positions)
+    # Not `+`: Keras 3 can't load that from a legacy file.
+    x = layers.Add()([layers.Embedding(vocabulary, width)(tokens), layers.Embedding(context, width)(positions)])
     for _ in range(blocks):
         y = layers.LayerNormalization()(x)
         x = layers.Add()([x, layers.MultiHeadAttention(12, width // 12)(y, y)])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastassign.benchmarks import compare, graph, machine, swap
+from fastassign.benchmarks import compare, graph, machine, swap, whole
 from fastassign.benchmarks.models import MODELS
 from fastassign.benchmarks.peak import peak_extra_bytes
 
@@ -140,6 +140,20 @@ def _serve(case: str, folder: Path, repeats: int, tell: Tell) -> list[Table]:
     return [Table("serve", title, swap.SERVE_HEAD, [found.row], [found.to_dict()])]
 
 
+def _whole(case: str, folder: Path, repeats: int, tell: Tell) -> list[Table]:
+    found = []
+    for name in ("G", "R"):
+        tell(f"{case}: building and saving {name} with Keras")
+        model = MODELS[name]()
+        for suffix in (".h5", ".keras"):
+            path = folder / f"{name}{suffix}"
+            model.save(path)
+            found.append(whole.compare_models(f"{name} {suffix}", path, repeats=repeats, tell=tell))
+            path.unlink()
+    title = "load_model of Keras 3 and of fastassign, page cache warm (medians)"
+    return [Table("whole", title, whole.HEAD, [c.row for c in found], [c.to_dict() for c in found])]
+
+
 def _two_files(model: Any, folder: Path, name: str, suffix: str) -> tuple[Path, Path]:
     paths = folder / f"{name}-1{suffix}", folder / f"{name}-2{suffix}"
     for value, path in enumerate(paths):
@@ -158,4 +172,5 @@ CASES: dict[str, Callable[[str, Path, int, Tell], list[Table]]] = {
     "graph": _graph,
     "swap": _swap,
     "serve": _serve,
+    "whole": _whole,
 }

@@ -76,7 +76,7 @@ def plan(
 @app.command()
 def bench(
     case: Annotated[
-        list[str] | None, typer.Option(help="G, R, T, graph, swap or serve; may be repeated. All if left out.")
+        list[str] | None, typer.Option(help="G, R, T, graph, swap, serve or whole; may be repeated. All if left out.")
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Runs behind each median.")] = 5,
     folder: Annotated[Path | None, typer.Option(help="Where the model files are made (about 2 GB).")] = None,
