@@ -1,6 +1,7 @@
 """Legacy files, by the names of the top-level layers: ``by_name=True``.
 
-Inside a layer the order decides, as in stock (``load_weights_from_hdf5_group_by_name``). A file of which no
+Inside a layer the order decides, as in stock (``load_weights_from_hdf5_group_by_name``), except that composite layers
+are brought into the order of the model first (``inside``). A file of which no
 layer is called like one of the model is an error here; stock returns without having loaded anything.
 """
 
@@ -17,10 +18,18 @@ from fastassign.errors import Mismatch
 from fastassign.matching import conversions
 from fastassign.matching.assignment import LayerConversion, Matching, Notice
 from fastassign.matching.by_order import match_weights, saved_records
+from fastassign.matching.inside import reorder
 from fastassign.targets.target import LayerTargets, ModelTargets, Target
 
 
-def match_by_name(model: ModelTargets, catalog: Catalog, layout: LegacyLayout, *, skip_mismatch: bool) -> Matching:
+def match_by_name(
+    model: ModelTargets,
+    catalog: Catalog,
+    layout: LegacyLayout,
+    *,
+    skip_mismatch: bool,
+    match: Literal["names", "stock"],
+) -> Matching:
     """Match the layers of a legacy file to those of a model by name.
 
     Raises
@@ -44,7 +53,10 @@ def match_by_name(model: ModelTargets, catalog: Catalog, layout: LegacyLayout, *
             )
         for layer in by_name.get(stored.name, ()):
             shared += 1
-            _match_layer(matching, model, k, layer, records, layout, skip_mismatch=skip_mismatch)
+            inner = records
+            if match == "names" and layer.composite:
+                inner = reorder(matching, model, layer, stored.weights, records)
+            _match_layer(matching, model, k, layer, inner, layout, skip_mismatch=skip_mismatch)
     if layout.top_level is not None:
         own = model.top_level(by_name=True)
         records = saved_records(catalog, layout.top_level)

@@ -120,7 +120,9 @@ def match(
         else:
             saved = read_layout(catalog.contents)
             if request.by_name:
-                matching = match_by_name(model, catalog, saved, skip_mismatch=request.skip_mismatch)
+                matching = match_by_name(
+                    model, catalog, saved, skip_mismatch=request.skip_mismatch, match=options.match
+                )
             else:
                 matching = match_by_order(
                     model, catalog, saved, skip_mismatch=request.skip_mismatch, match=options.match
