@@ -56,12 +56,12 @@ def match_by_name(
             inner = records
             if match == "names" and layer.composite:
                 inner = reorder(matching, model, layer, stored.weights, records)
-            _match_layer(matching, model, k, layer, inner, layout, skip_mismatch=skip_mismatch)
+            match_layer(matching, model, k, layer, inner, layout, skip_mismatch=skip_mismatch)
     if layout.top_level is not None:
         own = model.top_level(by_name=True)
         records = saved_records(catalog, layout.top_level)
         shared += bool(own and records)
-        _match_top_level(matching, model, own, records, skip_mismatch=skip_mismatch)
+        match_top_level(matching, model, own, records, skip_mismatch=skip_mismatch)
     if not shared and any(layer.weights for layer in layout.layers):
         raise Mismatch(
             f"by_name=True matched nothing: none of the {sum(bool(layer.weights) for layer in layout.layers)} saved "
@@ -78,7 +78,7 @@ def match_by_name(
     return matching
 
 
-def _match_layer(
+def match_layer(
     matching: Matching,
     model: ModelTargets,
     k: int,
@@ -88,6 +88,7 @@ def _match_layer(
     *,
     skip_mismatch: bool,
 ) -> None:
+    """Match the records of one layer of a file to a layer of the model, by position; texts are those of ``by_name``."""
     place = f"layer #{k} (named {layer.name})"
     if conversions.needed(model, layer, records, layout):
         converted = conversions.plan_conversion(model, layer, records, layout)
@@ -164,7 +165,7 @@ def _shape_mismatch(
     matching.skipped.append(f"{target.name}: shape {target.shape}, saved {received}" + (f" ({key})" if key else ""))
 
 
-def _match_top_level(
+def match_top_level(
     matching: Matching,
     model: ModelTargets,
     own: Sequence[Target],
@@ -172,6 +173,7 @@ def _match_top_level(
     *,
     skip_mismatch: bool,
 ) -> None:
+    """Match the weights that belong to the model itself, by position."""
     if len(records) != len(own):
         counts = f"Model expects {len(own)} top-level weight(s). Received {len(records)} saved top-level weight(s)"
         if not skip_mismatch:
