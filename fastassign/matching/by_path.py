@@ -50,7 +50,7 @@ def match_by_path(
     Mismatch
         Objects could not be matched; the text is stock's.
     """
-    walk = _Walk(model, catalog, skip_mismatch, selection)
+    walk = Walk(model, catalog, skip_mismatch, selection)
     if model.library == "keras":
         walk.run_keras3({id(obj) for obj in objects_to_skip})
     else:
@@ -69,7 +69,9 @@ class _Failures:
     by_id: dict[int, Failure] = field(default_factory=dict)
 
 
-class _Walk:
+class Walk:
+    """Keras' walk over a model, with what is found in a file for each object."""
+
     def __init__(
         self, model: ModelTargets, catalog: Catalog, skip_mismatch: bool, selection: Selection | None = None
     ) -> None:
@@ -87,9 +89,17 @@ class _Walk:
         # Objects with a method of their own: where their group was found, or the first path tried.
         self._hooks: dict[int, Hook] = {}
 
+    def visit_all(self) -> None:
+        """Walk over the whole model, whatever fails."""
+        if self._model.library == "keras":
+            self._object(self._model.model, "", _Failures())
+        else:
+            self._object_tf_keras(self._model.model, "")
+
     # Keras 3.
 
     def run_keras3(self, visited: set[int]) -> None:
+        """Walk as Keras 3 does, past what fails; ``visited`` are the objects to pass over."""
         self._visited |= visited
         failures = _Failures()
         self._object(self._model.model, "", failures)
@@ -166,6 +176,7 @@ class _Walk:
     # tf_keras.
 
     def run_tf_keras(self) -> None:
+        """Walk as tf_keras does, to the first that fails."""
         if not self._groups.has_path("vars"):
             raise MissingGroup(
                 "Unable to synchronously open object (object 'vars' doesn't exist)",
@@ -216,12 +227,15 @@ class _Walk:
         if self._selection is not None:
             self._selection.check()
 
+    def _where(self, obj: Any, path: str) -> str:
+        """Return the names of the layers around an object, and its own."""
+        return "/".join(filter(None, [*self._chain, str(getattr(obj, "name", "")) if path else ""]))
+
     def _is_taken(self, obj: Any, path: str, variables: Iterable[tuple[str, Any]]) -> list[bool]:
         """Tell which variables of an object are to be loaded, by all the names that they go by."""
         if self._selection is None:
             return []
-        name = str(getattr(obj, "name", ""))
-        where = "/".join(filter(None, [*self._chain, name if path else ""]))
+        name, where = str(getattr(obj, "name", "")), self._where(obj, path)
         taken = []
         for i, (own, variable) in enumerate(variables):
             below = path_below(name, own).partition("/")[2]

@@ -8,7 +8,6 @@ What is selected has to be in the file; what else is there is left over. Counts,
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -62,7 +61,7 @@ def match_selected(
     selection.check()  # before anything that does not fit: a mistyped name is the likelier reason
     absent = [layer for layer, taken in zip(layers, chosen, strict=True) if any(taken) and layer.name not in saved]
     if absent:
-        _tell_absent(matching, catalog, absent, list(saved), strict=not (by_name or skip_mismatch))
+        _tell_absent(matching, catalog, absent, strict=not (by_name or skip_mismatch))
     for k, (layer, taken) in enumerate(zip(layers, chosen, strict=True)):
         if not any(taken) or layer.name not in saved:
             continue
@@ -195,17 +194,13 @@ def _chosen(matching: Matching, selection: Selection, layer: str, targets: Seque
     return taken
 
 
-def _tell_absent(
-    matching: Matching, catalog: Catalog, absent: Sequence[LayerTargets], saved: Sequence[str], *, strict: bool
-) -> None:
+def _tell_absent(matching: Matching, catalog: Catalog, absent: Sequence[LayerTargets], *, strict: bool) -> None:
     if not strict:
         matching.skipped += [f"layer {layer.name}: not in the file" for layer in absent]
         return
     shown = ", ".join(layer.name for layer in absent[:5]) + (", ..." if len(absent) > 5 else "")
-    near = difflib.get_close_matches(absent[0].name, saved, n=1, cutoff=0.4)
     raise Mismatch(
         f"{len(absent)} of the selected layers are not in the file: {shown}",
         file=catalog.path,
         variable=absent[0].targets[0].name,
-        hint=f"rename={{{near[0]!r}: {absent[0].name!r}}}, or exclude them" if near else "exclude them",
     )

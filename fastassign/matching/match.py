@@ -18,6 +18,7 @@ from fastassign.matching.by_name import match_by_name
 from fastassign.matching.by_order import match_by_order
 from fastassign.matching.by_path import match_by_path
 from fastassign.matching.by_selection import match_selected
+from fastassign.matching.explain import explain
 from fastassign.matching.selection import Selection
 from fastassign.options import LoadOptions
 from fastassign.targets.target import Layout, ModelTargets, Target
@@ -109,6 +110,7 @@ def match(
         The load needs something that the policy does not allow, or that the file lacks.
     """
     saved: LegacyLayout | None = None
+    selection: Selection | None = None
     try:
         selection = _select(model, options)
         if model.library == "tensorflow":
@@ -129,6 +131,8 @@ def match(
             matching = _match_legacy(model, catalog, saved, request, options, selection)
             matching.finalizers = model.finalizers()
     except FastAssignError as error:
+        if isinstance(error, Mismatch) and model.library != "tensorflow":
+            explain(error, model, catalog, saved, advise=selection is None or error.hint is None)
         raise error.at(catalog.path) from error.__cause__
     matching.missing = tuple(_missing(model, matching))
     matching.unexpected = tuple(_unexpected(catalog, matching, saved))

@@ -74,9 +74,19 @@ class Selection:
                     return new if new is None else _join(new, spelling[len(leading) :].strip("/"))
         return path
 
-    def takes(self, *names: str) -> bool:
-        """Whether a variable of these names is to be loaded."""
-        paths = {path: None for name in names for path in leading_parts(_plain(name))}
+    def takes(self, path: str, own: str, place: str = "") -> bool:
+        """Whether a variable is to be loaded.
+
+        Parameters
+        ----------
+        path : str
+            The names of the layers that it is in, one inside the other, and its own last part.
+        own : str
+            Its own name, which may begin like that of a layer somewhere else: it counts as a whole only.
+        place : str
+            Where a Keras 3 file would have it.
+        """
+        paths = dict.fromkeys((*leading_parts(_plain(path)), _plain(own), *leading_parts(place)))
         self._present.update(paths)
         included, excluded = self._fits(self._include, paths), self._fits(self._exclude, paths)
         return (included or not self._include) and not excluded
