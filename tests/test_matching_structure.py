@@ -1,5 +1,6 @@
 """Composite layers whose inner names are not those of the file: told by what is left, by position, or refused."""
 
+import h5py
 import numpy as np
 import pytest
 from differential import LIBRARIES, assert_untouched, fill, fresh, our_load, perturb, quiet, save, snapshot, stock_load
@@ -98,6 +99,55 @@ def test_two_alike_of_which_one_is_frozen(k, by_name, tmp_path):
     p.trainable = False
     report = fastassign.load_weights(named, tmp_path / "x.h5", by_name=by_name)
     assert report.repaired and np.array_equal(p.kernel.numpy(), model.layers[-1].layers[0].kernel.numpy())
+
+
+def test_the_configuration_of_a_whole_model_tells(k, tmp_path):
+    """All pairs of modes are exact, though layers that look alike have other names, where stock swaps or raises."""
+
+    def build(names):
+        _, base, layers = around(k, "sequential", four(k, names))
+        return k.Sequential([k.Input((4,)), base, k.layers.Dense(2, name="head")], name="more"), base, layers
+
+    model, base, layers = fresh(lambda: build("abcd"))
+    fill(model, 7)
+    set_mode(base, layers, "train")
+    wanted = [w.numpy() for layer in layers for w in layer.weights]
+    with quiet():
+        for mode in MODES:
+            set_mode(base, layers, mode)
+            save(model, tmp_path / f"{mode}-whole.h5")
+    other, other_base, other_layers = build([None] * 4)  # automatic names
+    wrong, repaired = [], 0
+    for loading in MODES:
+        for saving in MODES:
+            set_mode(other_base, other_layers, loading)
+            perturb(other, 0.5)
+            report = fastassign.load_weights(other, tmp_path / f"{saving}-whole.h5")
+            repaired += len(report.repaired)
+            set_mode(other_base, other_layers, "train")
+            found = [w.numpy() for layer in other_layers for w in layer.weights]
+            if not all(map(np.array_equal, found, wanted)):
+                wrong.append((saving, loading))
+    assert wrong == [] and repaired >= 20
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[1]", "{", "[" * 100_000, '{"config": {"layers": [{"config": {"name": "base", "layers": [1, null]}}]}}'],
+)
+def test_a_strange_configuration_tells_nothing(k, text, tmp_path):
+    def build(*names):
+        return around(k, "sequential", [k.layers.Dense(4, name=name) for name in names])[0]
+
+    with quiet():
+        path = save(fill(fresh(lambda: build("p", "q")), 3), tmp_path / "x.h5")
+    with h5py.File(path, "r+") as file:
+        file.attrs["model_config"] = text
+    other = fresh(lambda: build("r", "s"))
+    assert fastassign.load_weights(other, path).assigned == 4  # by position
+    other.layers[-1].layers[0].trainable = False
+    with pytest.raises(Mismatch, match="told apart"):
+        fastassign.load_weights(other, path)
 
 
 PARTS = {

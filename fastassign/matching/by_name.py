@@ -55,7 +55,7 @@ def match_by_name(
             shared += 1
             inner = records
             if match == "names" and layer.composite:
-                inner = reorder(matching, model, layer, stored.weights, records)
+                inner = reorder(matching, model, layer, catalog, stored, records)
             match_layer(matching, model, k, layer, inner, layout, skip_mismatch=skip_mismatch)
     if layout.top_level is not None:
         own = model.top_level(by_name=True)

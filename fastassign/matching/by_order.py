@@ -52,7 +52,7 @@ def match_by_order(
         place = f"layer #{k} (named {layer.name})"
         # Before tf_keras' conversion, which takes weights at other positions for weights of another layout.
         if match == "names" and layer.composite:
-            records = reorder(matching, model, layer, stored.weights, records)
+            records = reorder(matching, model, layer, catalog, stored, records)
         if conversions.needed(model, layer, records, layout):
             converted = conversions.plan_conversion(model, layer, records, layout)
             _check_count(k, layer, stored.name, len(converted.shapes))

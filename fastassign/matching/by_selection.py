@@ -120,12 +120,12 @@ def _records(
     match: Literal["names", "stock"],
 ) -> list[TensorRecord]:
     """Return the weights for a layer, in the order of its variables: by name, or as the layer of the file has them."""
-    stored = SavedLayer(layer.name, tuple((weight.path, weight.key) for weight in weights))
-    records = saved_records(catalog, stored)
     whole = weights[0].layer
+    stored = SavedLayer(whole.name, tuple((weight.path, weight.key) for weight in weights))
+    records = saved_records(catalog, stored)
     if [weight.key for weight in weights] == [key for _, key in whole.weights]:
         return (
-            reorder(matching, model, layer, stored.weights, records)
+            reorder(matching, model, layer, catalog, stored, records)
             if match == "names" and layer.composite
             else records
         )

@@ -5,12 +5,16 @@ By names where they tell (``names``), else by what is left of them (``structure`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
+from fastassign.catalog.keras_legacy import SavedLayer
+from fastassign.catalog.open import Catalog
 from fastassign.catalog.records import TensorRecord
 from fastassign.errors import Mismatch
 from fastassign.matching import names
 from fastassign.matching.assignment import Matching
+from fastassign.matching.configuration import parts_in_order
 from fastassign.matching.structure import Ambiguous, order_by_structure
 from fastassign.targets.target import LayerTargets, ModelTargets
 
@@ -21,7 +25,8 @@ def reorder(
     matching: Matching,
     model: ModelTargets,
     layer: LayerTargets,
-    saved: Sequence[tuple[str, str]],
+    catalog: Catalog,
+    saved: SavedLayer,
     records: list[TensorRecord],
 ) -> list[TensorRecord]:
     """Return the records of a composite layer in the order of its variables.
@@ -32,8 +37,10 @@ def reorder(
         Is told of what stands at other positions.
     model, layer
         The model, and the layer of it.
-    saved : sequence of (str, str)
-        Names and keys of the saved weights, in the order of ``records``.
+    catalog : Catalog
+        The file.
+    saved : SavedLayer
+        The saved layer, with its weights in the order of ``records``.
     records : list of TensorRecord
         The weights in the order of the file.
 
@@ -42,12 +49,12 @@ def reorder(
     Mismatch
         There are several ways to load them, and neither names nor shapes tell which is right.
     """
-    stored = [name for name, _ in saved]
+    stored = [name for name, _ in saved.weights]
     order = names.permutation(stored, [target.name for target in layer.targets])
     how = "matched by name"
     if order is None:
-        order = _by_structure(model, layer, stored, records)
-        how = "told by their shapes and roles"
+        order = _by_structure(model, layer, stored, records, partial(parts_in_order, catalog, saved.name))
+        how = "told by what is left of their names"
     if order is None or order == list(range(len(records))):
         return records
     reordered = [records[position] for position in order]
@@ -61,7 +68,11 @@ def reorder(
 
 
 def _by_structure(
-    model: ModelTargets, layer: LayerTargets, stored: Sequence[str], records: Sequence[TensorRecord]
+    model: ModelTargets,
+    layer: LayerTargets,
+    stored: Sequence[str],
+    records: Sequence[TensorRecord],
+    in_order: Callable[[Sequence[str]], list[str] | None],
 ) -> list[int] | None:
     index = {id(target): position for position, target in enumerate(layer.targets)}
     thawed = [index.get(id(target), -1) for target in model.thawed(layer)]
@@ -70,7 +81,7 @@ def _by_structure(
     present = [(target.name, target.shape) for target in layer.targets]
     try:
         return order_by_structure(
-            [(name, record.shape) for name, record in zip(stored, records, strict=True)], present, thawed
+            [(name, record.shape) for name, record in zip(stored, records, strict=True)], present, thawed, in_order
         )
     except Ambiguous as error:
         raise Mismatch(

@@ -5,14 +5,15 @@ belong together (the same path but for the last part), and their roles (the last
 Freezing moves whole runs of a layer's weights; it never tears a layer apart or exchanges roles. So
 
 * a layer inside with roles and shapes that no other has is found wherever it stands;
-* among layers that look alike, positions count, if they leave no layer torn and if the model's own order does not
+* where the file also has the model's configuration, the order of the layers in it counts;
+* else, among layers that look alike, positions count, if they leave no layer torn and if the model's own order does not
   depend on what is frozen in it now. Otherwise there are several ways to load the file, and no way to know.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 Shape: TypeAlias = tuple[int, ...]
@@ -23,7 +24,12 @@ class Ambiguous(Exception):
     """There are several ways to load the weights, and nothing tells them apart."""
 
 
-def order_by_structure(saved: Weights, present: Weights, thawed: Sequence[int]) -> list[int] | None:
+def order_by_structure(
+    saved: Weights,
+    present: Weights,
+    thawed: Sequence[int],
+    in_order: Callable[[Sequence[str]], Sequence[str] | None] = lambda _: None,
+) -> list[int] | None:
     """Find the saved weight for each variable from shapes, roles and what belongs together.
 
     Parameters
@@ -34,6 +40,8 @@ def order_by_structure(saved: Weights, present: Weights, thawed: Sequence[int]) 
         Names and shapes of the variables in the order that the model has now.
     thawed : sequence of int
         The variables, as indices into ``present``, in the order that they have when nothing is frozen.
+    in_order : callable
+        Sorts what the names of the file have in front of their last part as the saved model has it, if that is known.
 
     Returns
     -------
@@ -48,6 +56,9 @@ def order_by_structure(saved: Weights, present: Weights, thawed: Sequence[int]) 
     if len(saved) != len(present):
         return None
     found = _by_unique_parts(saved, present)
+    if found is not None:
+        return found
+    found = _by_known_order(saved, present, thawed, in_order)
     if found is not None:
         return found
     positions = list(range(len(present)))
@@ -84,7 +95,7 @@ def _by_unique_parts(saved: Weights, present: Weights) -> list[int] | None:
     for weights in (saved, present):
         looks = {}
         for members in _parts(weights).values():
-            looks[tuple((_role(weights[i][0]), weights[i][1]) for i in members)] = members
+            looks[_look(weights, members)] = members
         if len(looks) != len(_parts(weights)):
             return None
         sides.append(looks)
@@ -95,6 +106,29 @@ def _by_unique_parts(saved: Weights, present: Weights) -> list[int] | None:
         for variable, position in zip(members, sides[0][look], strict=True):
             order[variable] = position
     return order
+
+
+def _by_known_order(
+    saved: Weights,
+    present: Weights,
+    thawed: Sequence[int],
+    in_order: Callable[[Sequence[str]], Sequence[str] | None],
+) -> list[int] | None:
+    """Match part by part in the order that both models have, if each looks like its counterpart."""
+    parts = _parts(saved)
+    own = [[thawed[i] for i in members] for members in _parts([present[i] for i in thawed]).values()]
+    ordered = in_order(list(parts)) if len(parts) == len(own) else None
+    order = [0] * len(present)
+    for name, variables in zip(ordered or (), own, strict=False):
+        if _look(saved, parts[name]) != _look(present, variables):
+            return None
+        for variable, position in zip(variables, parts[name], strict=True):
+            order[variable] = position
+    return order if ordered else None
+
+
+def _look(weights: Weights, members: Sequence[int]) -> tuple[tuple[str, Shape], ...]:
+    return tuple((_role(weights[i][0]), weights[i][1]) for i in members)
 
 
 def _shapes_fit(saved: Weights, present: Weights, way: Sequence[int]) -> bool:
