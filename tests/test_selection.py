@@ -273,6 +273,32 @@ def test_top_level_weights(k, suffix, tmp_path):
         assert np.all(model.own[0].numpy() == 0.5) == (assigned == 2)
 
 
+@functools.cache
+def self_loading(k):
+    class SelfLoading(k.layers.Dense):
+        def load_own_variables(self, store):
+            self.kernel.assign(store["0"])
+            self.bias.assign(store["1"])
+
+    return SelfLoading
+
+
+def test_a_layer_that_loads_itself_is_taken_as_a_whole(k, tmp_path):
+    def build():
+        layers = [self_loading(k)(4, name="own"), k.layers.Dense(4, name="plain")]
+        return k.Sequential([k.Input((4,)), *layers], name="m")
+
+    path, source = saved(build, tmp_path / "x.weights.h5"), fill(fresh(build))
+    model = perturb(fresh(build), 0.5)
+    report = load(model, path, exclude="own")
+    assert same(model.layers[-1], source.layers[-1]) and report.assigned == 2 and len(report.skipped) == 2
+    assert all(np.all(v == 0.5) for v in values(model.get_layer("own")))
+    load(model, path, include="own")
+    assert same(model.get_layer("own"), source.get_layer("own"))
+    with pytest.raises(Mismatch, match="all of it or nothing"):
+        load(model, path, exclude="own/bias")
+
+
 def test_the_optimizer_can_be_left_out(k, tmp_path):
     def build():
         return compiled(k, chain(k, 4, names="p"))

@@ -231,24 +231,24 @@ class Walk:
         """Return the names of the layers around an object, and its own."""
         return "/".join(filter(None, [*self._chain, str(getattr(obj, "name", "")) if path else ""]))
 
-    def _is_taken(self, obj: Any, path: str, variables: Iterable[tuple[str, Any]]) -> list[bool]:
+    def _is_taken(self, obj: Any, path: str, own: OwnVariables) -> list[bool]:
         """Tell which variables of an object are to be loaded, by all the names that they go by."""
         if self._selection is None:
             return []
         name, where = str(getattr(obj, "name", "")), self._where(obj, path)
         taken = []
-        for i, (own, variable) in enumerate(variables):
-            below = path_below(name, own).partition("/")[2]
-            taken.append(self._selection.takes(_join(where, below), own, f"{_join(path, 'vars')}/{i}"))
+        for i, (whole, variable) in enumerate(_variables(obj, own)):
+            below = path_below(name, whole).partition("/")[2]
+            taken.append(self._selection.takes(_join(where, below), whole, f"{_join(path, 'vars')}/{i}"))
             if not taken[-1]:
-                self.matching.leave_out(own, variable)
+                self.matching.leave_out(whole, variable)
         return taken
 
     def _own(self, obj: Any, path: str) -> None:
         own = self._model.own(obj)
         if own.kind == "none":
             return
-        taken = self._is_taken(obj, path, _variables(obj, own))
+        taken = self._is_taken(obj, path, own)
         if taken and not any(taken):
             return
         group = self._groups.find(path)
@@ -333,7 +333,9 @@ def _variables(obj: Any, own: OwnVariables) -> list[tuple[str, Any]]:
     """Return names and variables that an object takes values for."""
     if own.kind != "hook":
         return [(target.name, target.variable) for target in own.variables]
-    return [(str(getattr(v, "path", None) or v.name), v) for v in getattr(obj, "weights", ())]
+    # Lookup tables of tf_keras stand among the weights too, without a name.
+    named = [(getattr(v, "path", None) or getattr(v, "name", None), v) for v in getattr(obj, "weights", ())]
+    return [(str(name), v) for name, v in named if name]
 
 
 def _items(container: Any) -> Any:
