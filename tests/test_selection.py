@@ -299,6 +299,30 @@ def test_a_layer_that_loads_itself_is_taken_as_a_whole(k, tmp_path):
         load(model, path, exclude="own/bias")
 
 
+def test_a_layer_with_state_but_no_weights(k, tmp_path):
+    class Stateful(k.layers.Layer):
+        state = 1
+
+        def call(self, x):
+            return x
+
+        def save_own_variables(self, store):
+            store["state"] = np.array(self.state)
+
+        def load_own_variables(self, store):
+            self.state = int(np.array(store["state"]))
+
+    def build():
+        layers = [Stateful(name="stateful"), k.layers.Dense(4, name="p")]
+        return k.Sequential([k.Input((4,)), *layers], name="m")
+
+    path, model = saved(build, tmp_path / "x.weights.h5"), fresh(build)
+    for options, state in (({"exclude": "stateful"}, 5), ({"include": "p"}, 5), ({"include": ("p", "stateful")}, 1)):
+        model.get_layer("stateful").state = 5
+        assert load(model, path, **options).assigned >= 2
+        assert model.get_layer("stateful").state == state
+
+
 def test_the_optimizer_can_be_left_out(k, tmp_path):
     def build():
         return compiled(k, chain(k, 4, names="p"))

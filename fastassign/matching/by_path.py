@@ -236,8 +236,11 @@ class Walk:
         if self._selection is None:
             return []
         name, where = str(getattr(obj, "name", "")), self._where(obj, path)
+        variables = _variables(obj, own)
+        if not variables:
+            return [self._selection.takes(where, "", path)]
         taken = []
-        for i, (whole, variable) in enumerate(_variables(obj, own)):
+        for i, (whole, variable) in enumerate(variables):
             below = path_below(name, whole).partition("/")[2]
             taken.append(self._selection.takes(_join(where, below), whole, f"{_join(path, 'vars')}/{i}"))
             if not taken[-1]:
