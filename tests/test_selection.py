@@ -18,6 +18,7 @@ from differential import (
     saved,
     snapshot,
     stock_load,
+    write_legacy,
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -347,6 +348,24 @@ def test_frozen_differently(k, kind, tmp_path):
     layers[0].trainable = True
     report = load(perturb(model, 0.5), tmp_path / "x.h5", exclude=("head", "base/b"))
     assert all(map(np.array_equal, values(layers[0]), wanted)) and report.assigned == 8 and report.repaired
+
+
+def test_older_layouts_are_converted_as_a_whole(tmp_path):
+    k = LIBRARIES["tf_keras"]
+
+    def build(name):
+        return k.Sequential([k.Input((3, 4)), k.layers.LSTM(3, name=name), k.layers.Dense(4, name="d")], name="m")
+
+    rng = np.random.default_rng(1)
+    shapes = {"kernel:0": (4, 12), "recurrent_kernel:0": (3, 12), "bias:0": (24,)}  # as CuDNNLSTM has them
+    weights = [(f"old/{name}", rng.normal(size=shape).astype("f4")) for name, shape in shapes.items()]
+    path = write_legacy(tmp_path / "x.h5", [("old", weights)], version="2.9.0")
+    stock, model = fresh(lambda: build("old")), fresh(lambda: build("new"))
+    assert stock_load(stock, path, by_name=True).error is None
+    assert load(model, path, rename={"old": "new"}, exclude="d").assigned == 3
+    assert same(model.get_layer("new"), stock.get_layer("old"))
+    with pytest.raises(Mismatch, match="as a whole or not at all"):
+        load(model, path, rename={"old": "new"}, include="new/lstm_cell/kernel")
 
 
 def test_a_loader_keeps_the_selection(k, tmp_path):
