@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import tempfile
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -67,7 +68,10 @@ def plan(
         made = fastassign.plan(_model(model), file, by_name=by_name, skip_mismatch=skip_mismatch)
     except Mismatch as error:
         if as_json:
-            print(json.dumps({"file": str(file), "mismatch": str(error), "hint": error.hint}, indent=1))
+            found: dict[str, Any] = {"file": str(file), "mismatch": str(error), "hint": error.hint}
+            if error.diff is not None:
+                found["diff"] = [row._asdict() for row in error.diff.rows]
+            print(json.dumps(found, indent=1))
         _explain(error)
         raise typer.Exit(1) from error
     print(json.dumps(made.to_dict(), indent=1) if as_json else made)
@@ -185,7 +189,7 @@ def main() -> None:
 def _explain(error: FastAssignError) -> None:
     print(f"{type(error).__name__}: {error}", file=sys.stderr)
     for note in getattr(error, "__notes__", ()):
-        print(f"  {note}", file=sys.stderr)
+        print(textwrap.indent(note, "  "), file=sys.stderr)
 
 
 def _say(line: str) -> None:

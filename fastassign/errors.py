@@ -59,6 +59,13 @@ class FastAssignError(Exception):
             annotate(self, f"file: {self.file}")
         return self
 
+    def advise(self, hint: str) -> None:
+        """Give the error another hint."""
+        old, self.hint = f"hint: {self.hint}", hint
+        notes = [note for note in getattr(self, "__notes__", ()) if note != old]
+        self.__notes__ = notes
+        annotate(self, f"hint: {hint}")
+
     def __str__(self) -> str:
         """Return the message alone, so that texts can be compared with stock's."""
         return self.message
@@ -147,7 +154,20 @@ class Refused(FastAssignError, ValueError):
 
 
 class Mismatch(FastAssignError, ValueError):
-    """The file and the model do not fit together; nothing was changed."""
+    """The file and the model do not fit together; nothing was changed.
+
+    Attributes
+    ----------
+    diff : fastassign.matching.diff.Diff or None
+        Both sides compared, where they could be: ``print(error.diff)``. Tracebacks show it below the message.
+    """
+
+    diff: Any = None
+
+    def explain(self, diff: Any) -> None:
+        """Attach the diff."""
+        self.diff = diff
+        annotate(self, str(diff))
 
 
 class MissingGroup(Mismatch, KeyError):

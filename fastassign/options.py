@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from fastassign.catalog.policy import RULES, Limits
 from fastassign.report import Report
@@ -28,6 +28,20 @@ class LoadOptions:
         How the weights inside a composite layer of a legacy file find their variables. Stock goes by position
         alone, which silently swaps weights when ``trainable`` differs between saving and loading; ``"names"``
         uses the names in the file where they tell the order.
+    rename : mapping or callable, optional
+        Names in the file to names in the model, where they differ. Names are paths: of legacy files the layer's name
+        and what is below it (``"dense_3"``, ``"backbone/dense/kernel"``), of Keras 3 files those that ``inspect`` lists
+        (``"layers/dense"``, ``"layers/dense/vars/0"``). A mapping renames the longest leading part of a path that it
+        has; ``""`` is the beginning of every path. A function gets the whole path of each weight. ``None`` as the new
+        name leaves it out.
+    include, exclude : tuple of str
+        Patterns (``*``, ``?``, ``[...]``; ``*`` goes across ``/``) of the layers and variables to load, and not to
+        load: names of layers as they stand one inside the other (``"backbone/dense_*"``), paths of variables
+        (``"*/bias"``), for Keras 3 files also places in the file. What fits the leading parts of a path fits all below.
+        Variables that are not included, or excluded, keep their values.
+
+        With any of these three, legacy files are matched by the names of the layers; every selected layer has to be in
+        the file (except with ``by_name``), and what else the file holds is only reported.
     threads : int
         Threads that read, the calling one included (it reads while it has nothing to assign). More help storage
         with many queues, not the page cache.
@@ -65,6 +79,10 @@ class LoadOptions:
     """
 
     match: Literal["names", "stock"] = "names"
+    # A dictionary has no hash; options that differ in it alone merely share one.
+    rename: Mapping[str, str | None] | Callable[[str], str | None] | None = field(default=None, hash=False)
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
     threads: int = field(default_factory=_default_threads)
     read_bytes: int = 4 << 20
     gap_bytes: int = 4096
@@ -84,6 +102,7 @@ class LoadOptions:
         unknown = sorted(self.allow - RULES.keys())
         if unknown:
             raise ValueError(f"unknown rule {unknown[0]!r} in allow; the rules are {sorted(RULES)}")
+        self._check_selection()
         if self.match not in ("names", "stock"):
             raise ValueError(f'match must be "names" or "stock", not {self.match!r}')
         if self.swap not in ("each", "together"):
@@ -96,3 +115,18 @@ class LoadOptions:
         for name in ("arena_bytes", "max_staging_bytes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+
+    def _check_selection(self) -> None:
+        if isinstance(self.rename, Mapping):
+            object.__setattr__(self, "rename", dict(self.rename))
+            names: list[Any] = [*self.rename, *(new for new in self.rename.values() if new is not None)]
+            if not all(isinstance(name, str) for name in names):
+                raise TypeError("rename must map strings to strings or None")
+        elif self.rename is not None and not callable(self.rename):
+            raise TypeError(f"rename must be a mapping or a function, not {self.rename!r}")
+        for name in ("include", "exclude"):
+            given: Any = getattr(self, name)
+            patterns = (given,) if isinstance(given, str) else tuple(given)
+            if not all(isinstance(pattern, str) and pattern for pattern in patterns):
+                raise TypeError(f"{name} must be patterns, not {given!r}")
+            object.__setattr__(self, name, patterns)

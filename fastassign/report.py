@@ -24,7 +24,7 @@ class Report:
     cast : tuple of str
         Variables whose dtype is not the file's, with both dtypes.
     skipped : tuple of str
-        What ``skip_mismatch`` left as it was, and why.
+        What ``skip_mismatch``, ``include`` or ``exclude`` left as it was, and why.
     repaired : tuple of str
         Where the names in the file overruled the position, which stock would have used.
     missing : tuple of str

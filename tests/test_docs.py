@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -46,6 +47,62 @@ def test_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
     assert len(blocks) == 2
     for block in blocks:
         exec(compile(block, f"{page}.md", "exec"), names)
+
+
+def blocks_of(page, language="python"):
+    text = (ROOT / "docs" / f"{page}.md").read_text("utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+RECIPES = blocks_of("recipes")
+
+
+@pytest.fixture(params=["keras", "tf_keras"])
+def trained(request, tmp_path, monkeypatch):
+    """The models and files that the recipes speak of."""
+    from differential import fill, save
+
+    k = pytest.importorskip(request.param)
+    monkeypatch.chdir(tmp_path)
+
+    def backbone(name):
+        inputs = k.Input((4,))
+        x = k.layers.BatchNormalization(name="norm")(k.layers.Dense(4, name="low")(inputs))
+        return k.Model(inputs, k.layers.Dense(4, name="high")(x), name=name)
+
+    def larger(units, name="backbone"):
+        inputs = k.Input((4,))
+        return k.Model(inputs, k.layers.Dense(units, name="head")(backbone(name)(inputs)), name="larger")
+
+    source = fill(larger(5))
+    for name in ("trained", "backbone"):
+        for suffix in (".h5", ".weights.h5"):
+            save(source if name == "trained" else source.get_layer("backbone"), tmp_path / f"{name}{suffix}")
+    names = {"model": larger(2), "renamed": larger(2, "encoder"), "backbone": backbone("backbone")}
+    return names, source.get_layer("backbone").get_weights()
+
+
+@pytest.mark.parametrize("number", range(len(RECIPES)))
+def test_recipes(number, trained, capsys):
+    """Each load of each recipe fills all of the backbone, and nothing else."""
+    models, wanted = trained
+    head = models["model"].get_layer("head").get_weights()
+    loads = re.findall(r"fa\.load_weights\((\w+)", RECIPES[number])
+
+    def load_weights(model, *arguments, **options):
+        backbones = [part for part in model._flatten_layers() if part.name in {"backbone", "encoder"}]
+        backbones[0].set_weights([np.full(value.shape, 0.5) for value in wanted])
+        report = fastassign.load_weights(model, *arguments, **options)
+        assert all(map(np.array_equal, backbones[0].get_weights(), wanted)) and report.assigned == len(wanted)
+        loads.pop(0)
+        return report
+
+    tool = SimpleNamespace(load_weights=load_weights, LoadOptions=fastassign.LoadOptions, Mismatch=fastassign.Mismatch)
+    exec(compile(RECIPES[number], "recipes.md", "exec"), {"fa": tool, **models})
+    assert len(loads) == RECIPES[number].count("except")
+    assert all(map(np.array_equal, models["model"].get_layer("head").get_weights(), head))
+    if "print" in RECIPES[number]:
+        assert [capsys.readouterr().out] == blocks_of("recipes", "text")
 
 
 def test_there_is_python_in_the_readme():

@@ -118,6 +118,21 @@ class Decoder:
         """Close libhdf5's handle on the file."""
         self._context.__exit__(None, None, None)
 
+    def root_text(self, name: str) -> str | None:
+        """Return a text attribute of the root; ``None`` where there is none, or one beyond all reason.
+
+        Raises
+        ------
+        Malformed
+            It can't be decoded.
+        """
+        with _translated(self._file, name):
+            if not h5a.exists(self._handle, name.encode()):
+                return None
+            attribute = h5a.open(self._handle, name.encode())
+            values = _strings(attribute) if attribute.get_storage_size() <= policy.Limits().max_text_bytes else None
+            return values[0] if values and len(values) == 1 else None
+
     def read_into(self, record: TensorRecord, array: np.ndarray[Any, Any]) -> None:
         """Fill ``array`` (C order, of the record's shape and dtype, native byte order) with a dataset.
 

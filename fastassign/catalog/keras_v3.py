@@ -11,12 +11,12 @@ from fastassign.catalog import policy
 from fastassign.catalog.records import Contents
 
 # TensorFlow 2.12 and 2.13 wrote this in place of "layers"; Keras 3 still reads it, tf_keras does not.
-_OLD_LAYERS = "_layer_checkpoint_dependencies"
+OLD_LAYERS = "_layer_checkpoint_dependencies"
 
 
 def is_v3(contents: Contents) -> bool:
     """Whether the file looks like a Keras 3 weights file."""
-    return any(name in contents.groups for name in ("layers", "vars", _OLD_LAYERS))
+    return any(name in contents.groups for name in ("layers", "vars", OLD_LAYERS))
 
 
 class VariableGroups:
@@ -32,7 +32,7 @@ class VariableGroups:
 
     def __init__(self, contents: Contents, *, old_layers: bool) -> None:
         self._contents = contents
-        self._old_layers = old_layers and _OLD_LAYERS in contents.groups
+        self._old_layers = old_layers and OLD_LAYERS in contents.groups
 
     def find(self, path: str) -> str | None:
         """Return the path of the group ``vars`` below ``path``, or ``None``."""
@@ -40,7 +40,7 @@ class VariableGroups:
         if self.has_path(group):
             return group
         if path and self._old_layers:
-            group = f"{path.replace('layers', _OLD_LAYERS)}/vars"
+            group = f"{path.replace('layers', OLD_LAYERS)}/vars"
             if self.has_path(group):
                 return group
         return None
@@ -57,6 +57,10 @@ class VariableGroups:
         if refusal is not None:
             raise policy.refused(refusal)
         return self._contents.groups.get(group, ())
+
+    def key(self, group: str, name: str) -> str:
+        """Return where in the file a variable of a group stands."""
+        return f"{group}/{name}"
 
     def has_path(self, path: str) -> bool:
         """Whether the file has anything at ``path``, be it something that may not be followed."""

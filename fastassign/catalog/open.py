@@ -177,6 +177,24 @@ class Catalog(Mapping[str, CatalogEntry]):
             raise policy.refused(refusal, self.path)
         return found
 
+    def root_text(self, name: str) -> str | None:
+        """Read a text attribute of the root that is not in the index, such as ``model_config``.
+
+        Returns
+        -------
+        str or None
+            ``None`` where the file has none.
+
+        Raises
+        ------
+        Changed, Malformed
+            The file is not what it was when it was indexed, or damaged.
+        """
+        from fastassign.catalog import hdf5
+
+        with self.open() as file, hdf5.Decoder(file, base=self.index.base, size=self.index.size) as decoder:
+            return decoder.root_text(name)
+
     def open(self) -> WeightFile:
         """Open the file for reading.
 

@@ -117,7 +117,9 @@ class Matching:
         Objects that ``skip_mismatch`` leaves as they are; stock's warning about them comes with those that fail
         by their own methods.
     skipped : list of str
-        What ``skip_mismatch`` left out, and why.
+        What ``skip_mismatch``, ``include`` or ``exclude`` left out, and why.
+    left_out : set of int
+        ``id`` of the variables that ``include`` and ``exclude`` leave as they are.
     repaired : list of str
         Where the names in the file overruled the position.
     missing : tuple of Target
@@ -135,6 +137,7 @@ class Matching:
     notices: list[Notice] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    left_out: set[int] = field(default_factory=set)
     repaired: list[str] = field(default_factory=list)
     missing: tuple[Target, ...] = ()
     unexpected: tuple[TensorRecord, ...] = ()
@@ -154,6 +157,12 @@ class Matching:
             The stored bytes have no meaning as the variable's dtype; the text is stock's.
         """
         self.assignments[id(target.variable)] = Assignment(record, target, fit(record, target))
+
+    def leave_out(self, name: str, variable: Any) -> None:
+        """Note a variable that the options leave as it is; a second time says nothing new."""
+        if id(variable) not in self.left_out:
+            self.left_out.add(id(variable))
+            self.skipped.append(f"{name}: left out by include or exclude")
 
     def assign_array(self, record: ArrayRecord, target: Target) -> None:
         """Add an array of the variable's shape; it is cast while it is copied."""

@@ -1,6 +1,7 @@
 """Legacy files, by the names of the top-level layers: ``by_name=True``.
 
-Inside a layer the order decides, as in stock (``load_weights_from_hdf5_group_by_name``). A file of which no
+Inside a layer the order decides, as in stock (``load_weights_from_hdf5_group_by_name``), except that composite layers
+are brought into the order of the model first (``inside``). A file of which no
 layer is called like one of the model is an error here; stock returns without having loaded anything.
 """
 
@@ -17,10 +18,18 @@ from fastassign.errors import Mismatch
 from fastassign.matching import conversions
 from fastassign.matching.assignment import LayerConversion, Matching, Notice
 from fastassign.matching.by_order import match_weights, saved_records
+from fastassign.matching.inside import reorder
 from fastassign.targets.target import LayerTargets, ModelTargets, Target
 
 
-def match_by_name(model: ModelTargets, catalog: Catalog, layout: LegacyLayout, *, skip_mismatch: bool) -> Matching:
+def match_by_name(
+    model: ModelTargets,
+    catalog: Catalog,
+    layout: LegacyLayout,
+    *,
+    skip_mismatch: bool,
+    match: Literal["names", "stock"],
+) -> Matching:
     """Match the layers of a legacy file to those of a model by name.
 
     Raises
@@ -44,12 +53,15 @@ def match_by_name(model: ModelTargets, catalog: Catalog, layout: LegacyLayout, *
             )
         for layer in by_name.get(stored.name, ()):
             shared += 1
-            _match_layer(matching, model, k, layer, records, layout, skip_mismatch=skip_mismatch)
+            inner = records
+            if match == "names" and layer.composite:
+                inner = reorder(matching, model, layer, catalog, stored, records)
+            match_layer(matching, model, k, layer, inner, layout, skip_mismatch=skip_mismatch)
     if layout.top_level is not None:
         own = model.top_level(by_name=True)
         records = saved_records(catalog, layout.top_level)
         shared += bool(own and records)
-        _match_top_level(matching, model, own, records, skip_mismatch=skip_mismatch)
+        match_top_level(matching, model, own, records, skip_mismatch=skip_mismatch)
     if not shared and any(layer.weights for layer in layout.layers):
         raise Mismatch(
             f"by_name=True matched nothing: none of the {sum(bool(layer.weights) for layer in layout.layers)} saved "
@@ -66,7 +78,7 @@ def match_by_name(model: ModelTargets, catalog: Catalog, layout: LegacyLayout, *
     return matching
 
 
-def _match_layer(
+def match_layer(
     matching: Matching,
     model: ModelTargets,
     k: int,
@@ -76,6 +88,7 @@ def _match_layer(
     *,
     skip_mismatch: bool,
 ) -> None:
+    """Match the records of one layer of a file to a layer of the model, by position; texts are those of ``by_name``."""
     place = f"layer #{k} (named {layer.name})"
     if conversions.needed(model, layer, records, layout):
         converted = conversions.plan_conversion(model, layer, records, layout)
@@ -152,7 +165,7 @@ def _shape_mismatch(
     matching.skipped.append(f"{target.name}: shape {target.shape}, saved {received}" + (f" ({key})" if key else ""))
 
 
-def _match_top_level(
+def match_top_level(
     matching: Matching,
     model: ModelTargets,
     own: Sequence[Target],
@@ -160,6 +173,7 @@ def _match_top_level(
     *,
     skip_mismatch: bool,
 ) -> None:
+    """Match the weights that belong to the model itself, by position."""
     if len(records) != len(own):
         counts = f"Model expects {len(own)} top-level weight(s). Received {len(records)} saved top-level weight(s)"
         if not skip_mismatch:

@@ -15,8 +15,9 @@ from fastassign.catalog.keras_legacy import LegacyLayout, SavedLayer
 from fastassign.catalog.open import Catalog
 from fastassign.catalog.records import TensorRecord
 from fastassign.errors import Malformed, Mismatch
-from fastassign.matching import conversions, names
+from fastassign.matching import conversions
 from fastassign.matching.assignment import LayerConversion, Matching, Notice
+from fastassign.matching.inside import reorder
 from fastassign.targets.target import LayerTargets, ModelTargets, Target
 
 
@@ -51,7 +52,7 @@ def match_by_order(
         place = f"layer #{k} (named {layer.name})"
         # Before tf_keras' conversion, which takes weights at other positions for weights of another layout.
         if match == "names" and layer.composite:
-            records = _by_names(matching, stored, layer, records)
+            records = reorder(matching, model, layer, catalog, stored, records)
         if conversions.needed(model, layer, records, layout):
             converted = conversions.plan_conversion(model, layer, records, layout)
             _check_count(k, layer, stored.name, len(converted.shapes))
@@ -145,22 +146,6 @@ def _match_converted(
         if shape != target.shape:
             raise Mismatch(model.shape_error(target, shape), variable=target.name)
     matching.conversions.append(conversion)
-
-
-def _by_names(
-    matching: Matching, stored: SavedLayer, layer: LayerTargets, records: list[TensorRecord]
-) -> list[TensorRecord]:
-    order = names.permutation([name for name, _ in stored.weights], [target.name for target in layer.targets])
-    if order is None or order == list(range(len(records))):
-        return records
-    reordered = [records[position] for position in order]
-    if any(record.shape != target.shape for record, target in zip(reordered, layer.targets, strict=True)):
-        return records
-    matching.repaired.append(
-        f"layer {layer.name}: {sum(a is not b for a, b in zip(records, reordered, strict=True))} weights stand at "
-        "other positions in the file than in the model (trainable differs) and were matched by name"
-    )
-    return reordered
 
 
 def _check_count(k: int, layer: LayerTargets, saved_name: str, received: int) -> None:

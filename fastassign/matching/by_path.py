@@ -7,7 +7,8 @@ Where Keras assigns, an assignment is noted here; where it collects an error, it
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +17,18 @@ from fastassign.catalog.open import Catalog
 from fastassign.catalog.records import TensorRecord
 from fastassign.errors import Mismatch, MissingGroup
 from fastassign.matching.assignment import Failure, Hook, Matching, Notice, failure_text
+from fastassign.matching.renamed import RenamedGroups
+from fastassign.matching.selection import Selection, path_below
 from fastassign.targets.target import ModelTargets, OwnVariables
 
 
 def match_by_path(
-    model: ModelTargets, catalog: Catalog, *, skip_mismatch: bool, objects_to_skip: Iterable[Any]
+    model: ModelTargets,
+    catalog: Catalog,
+    *,
+    skip_mismatch: bool,
+    objects_to_skip: Iterable[Any],
+    selection: Selection | None = None,
 ) -> Matching:
     """Match the groups of a Keras 3 weights file to the objects of a model.
 
@@ -34,13 +42,15 @@ def match_by_path(
         Whether objects that do not fit are left as they are, with stock's warning.
     objects_to_skip : iterable
         Layers that keep their values.
+    selection : Selection, optional
+        What to load, and under which paths it stands in the file.
 
     Raises
     ------
     Mismatch
         Objects could not be matched; the text is stock's.
     """
-    walk = _Walk(model, catalog, skip_mismatch)
+    walk = Walk(model, catalog, skip_mismatch, selection)
     if model.library == "keras":
         walk.run_keras3({id(obj) for obj in objects_to_skip})
     else:
@@ -59,22 +69,42 @@ class _Failures:
     by_id: dict[int, Failure] = field(default_factory=dict)
 
 
-class _Walk:
-    def __init__(self, model: ModelTargets, catalog: Catalog, skip_mismatch: bool) -> None:
+class Walk:
+    """Keras' walk over a model, with what is found in a file for each object."""
+
+    def __init__(
+        self, model: ModelTargets, catalog: Catalog, skip_mismatch: bool, selection: Selection | None = None
+    ) -> None:
         self.matching = Matching(library=model.library, layout="keras3")
         self._model, self._catalog, self._skip_mismatch = model, catalog, skip_mismatch
-        self._groups = VariableGroups(catalog.contents, old_layers=model.library == "keras")
+        self._selection = selection
+        contents, old = catalog.contents, model.library == "keras"
+        if selection is not None and selection.renames:
+            self._groups: VariableGroups = RenamedGroups(contents, selection, old_layers=old)
+        else:
+            self._groups = VariableGroups(contents, old_layers=old)
+        # Names of the objects from the model, which is not among them, to the one that the walk is at.
+        self._chain: list[str] = []
         self._visited: set[int] = set()
         # Objects with a method of their own: where their group was found, or the first path tried.
         self._hooks: dict[int, Hook] = {}
 
+    def visit_all(self) -> None:
+        """Walk over the whole model, whatever fails."""
+        if self._model.library == "keras":
+            self._object(self._model.model, "", _Failures())
+        else:
+            self._object_tf_keras(self._model.model, "")
+
     # Keras 3.
 
     def run_keras3(self, visited: set[int]) -> None:
+        """Walk as Keras 3 does, past what fails; ``visited`` are the objects to pass over."""
         self._visited |= visited
         failures = _Failures()
         self._object(self._model.model, "", failures)
         self.matching.hooks.extend(self._hooks.values())
+        self._check_selection()
         if not failures.by_id:
             return
         failed = list(failures.by_id.values())
@@ -93,12 +123,13 @@ class _Walk:
             failures.by_id[id(obj)] = Failure(obj, str(error))
             failed = True
         before = len(failures.by_id)
-        for name, child in self._model.children(obj):
-            kind = self._model.node_kind(child)
-            if kind == "saveable":
-                self._object(child, _join(path, name), failures)
-            elif kind == "container":
-                self._container(child, _join(path, name), failures, set())
+        with self._inside(obj, path):
+            for name, child in self._model.children(obj):
+                kind = self._model.node_kind(child)
+                if kind == "saveable":
+                    self._object(child, _join(path, name), failures)
+                elif kind == "container":
+                    self._container(child, _join(path, name), failures, set())
         if not failed:
             if len(failures.by_id) <= before:
                 self._visited.add(id(obj))
@@ -145,6 +176,7 @@ class _Walk:
     # tf_keras.
 
     def run_tf_keras(self) -> None:
+        """Walk as tf_keras does, to the first that fails."""
         if not self._groups.has_path("vars"):
             raise MissingGroup(
                 "Unable to synchronously open object (object 'vars' doesn't exist)",
@@ -153,6 +185,7 @@ class _Walk:
             )
         self._object_tf_keras(self._model.model, "")
         self.matching.hooks.extend(self._hooks.values())
+        self._check_selection()
 
     def _object_tf_keras(self, obj: Any, path: str) -> None:
         if id(obj) in self._visited:
@@ -164,12 +197,13 @@ class _Walk:
                 raise Mismatch(str(error), hint=self._hint()) from error
             self.matching.failures.append(Failure(obj, str(error)))
         self._visited.add(id(obj))
-        for name, child in self._model.children(obj):
-            kind = self._model.node_kind(child)
-            if kind == "saveable":
-                self._object_tf_keras(child, _join(path, name))
-            elif kind == "container":
-                self._container_tf_keras(child, _join(path, name))
+        with self._inside(obj, path):
+            for name, child in self._model.children(obj):
+                kind = self._model.node_kind(child)
+                if kind == "saveable":
+                    self._object_tf_keras(child, _join(path, name))
+                elif kind == "container":
+                    self._container_tf_keras(child, _join(path, name))
 
     def _container_tf_keras(self, container: Any, path: str) -> None:
         names = _Names()
@@ -180,28 +214,68 @@ class _Walk:
 
     # One object.
 
+    @contextmanager
+    def _inside(self, obj: Any, path: str) -> Iterator[None]:
+        if not path:  # the model itself
+            yield
+            return
+        self._chain.append(getattr(obj, "name", ""))
+        yield
+        self._chain.pop()
+
+    def _check_selection(self) -> None:
+        if self._selection is not None:
+            self._selection.check()
+
+    def _where(self, obj: Any, path: str) -> str:
+        """Return the names of the layers around an object, and its own."""
+        return "/".join(filter(None, [*self._chain, str(getattr(obj, "name", "")) if path else ""]))
+
+    def _is_taken(self, obj: Any, path: str, own: OwnVariables) -> list[bool]:
+        """Tell which variables of an object are to be loaded, by all the names that they go by."""
+        if self._selection is None:
+            return []
+        name, where = str(getattr(obj, "name", "")), self._where(obj, path)
+        variables = _variables(obj, own)
+        if not variables:
+            return [self._selection.takes(where, "", path)]
+        taken = []
+        for i, (whole, variable) in enumerate(variables):
+            below = path_below(name, whole).partition("/")[2]
+            taken.append(self._selection.takes(_join(where, below), whole, f"{_join(path, 'vars')}/{i}"))
+            if not taken[-1]:
+                self.matching.leave_out(whole, variable)
+        return taken
+
     def _own(self, obj: Any, path: str) -> None:
         own = self._model.own(obj)
         if own.kind == "none":
             return
+        taken = self._is_taken(obj, path, own)
+        if taken and not any(taken):
+            return
         group = self._groups.find(path)
         names = self._groups.names(group) if group is not None else ()
         if own.kind == "hook":
+            if not all(taken):
+                raise _ObjectError(f"{obj} loads itself, by its own load_own_variables: all of it or nothing")
             if own.expected and len(names) != own.expected:
                 raise _ObjectError(self._model.count_error(obj, len(names)))
             self._hooks[id(obj)] = Hook(obj, path, {name: self._record(group, name) for name in names})
         elif own.kind == "optimizer":
-            self._optimizer(obj, own, group, names)
+            self._optimizer(obj, own, group, names, taken)
         else:
             if len(names) != own.expected:
                 raise _ObjectError(self._model.count_error(obj, len(names)))
-            self._assign(own, group)
+            self._assign(own, group, taken)
             if own.finalize:
                 self.matching.finalizers.append(obj.finalize_state)
 
-    def _optimizer(self, obj: Any, own: OwnVariables, group: str | None, names: tuple[str, ...]) -> None:
+    def _optimizer(
+        self, obj: Any, own: OwnVariables, group: str | None, names: tuple[str, ...], taken: Sequence[bool]
+    ) -> None:
         if len(names) == own.expected:
-            self._assign(own, group)
+            self._assign(own, group, taken)
             return
         text = (
             f"Skipping variable loading for optimizer '{obj.name}', "
@@ -213,8 +287,10 @@ class _Walk:
         self.matching.notices.append(Notice(text, "warnings" if self._model.library == "keras" else "absl"))
         self.matching.skipped.append(f"optimizer {obj.name}: {own.expected} variables, {len(names)} saved")
 
-    def _assign(self, own: OwnVariables, group: str | None) -> None:
+    def _assign(self, own: OwnVariables, group: str | None, taken: Sequence[bool]) -> None:
         for index, target in enumerate(own.variables):
+            if taken and not taken[index]:
+                continue
             record = self._record(group, str(index))
             if record.shape != target.shape:
                 raise _ObjectError(self._model.shape_error(target, record.shape))
@@ -224,7 +300,7 @@ class _Walk:
                 raise _ObjectError(str(error)) from error
 
     def _record(self, group: str | None, name: str) -> TensorRecord:
-        record = self._catalog.find(f"{group}/{name}") if group is not None else None
+        record = self._catalog.find(self._groups.key(group, name)) if group is not None else None
         if record is None:
             raise _ObjectError(repr(name))  # the text of a KeyError
         return record
@@ -254,6 +330,15 @@ class _Names:
             return name
         self._used[name] += 1
         return f"{name}_{self._used[name]}"
+
+
+def _variables(obj: Any, own: OwnVariables) -> list[tuple[str, Any]]:
+    """Return names and variables that an object takes values for."""
+    if own.kind != "hook":
+        return [(target.name, target.variable) for target in own.variables]
+    # Lookup tables of tf_keras stand among the weights too, without a name.
+    named = [(getattr(v, "path", None) or getattr(v, "name", None), v) for v in getattr(obj, "weights", ())]
+    return [(str(name), v) for name, v in named if name]
 
 
 def _items(container: Any) -> Any:

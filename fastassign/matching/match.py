@@ -17,6 +17,9 @@ from fastassign.matching.by_key import match_by_key
 from fastassign.matching.by_name import match_by_name
 from fastassign.matching.by_order import match_by_order
 from fastassign.matching.by_path import match_by_path
+from fastassign.matching.by_selection import match_selected
+from fastassign.matching.explain import explain
+from fastassign.matching.selection import Selection
 from fastassign.options import LoadOptions
 from fastassign.targets.target import Layout, ModelTargets, Target
 
@@ -107,26 +110,29 @@ def match(
         The load needs something that the policy does not allow, or that the file lacks.
     """
     saved: LegacyLayout | None = None
+    selection: Selection | None = None
     try:
+        selection = _select(model, options)
         if model.library == "tensorflow":
             matching = match_by_key(model, catalog, skip_mismatch=request.skip_mismatch)
             saved = read_layout(catalog.contents) if is_legacy(catalog.contents) else None
         elif layout == "keras3":
             matching = match_by_path(
-                model, catalog, skip_mismatch=request.skip_mismatch, objects_to_skip=request.objects_to_skip or ()
+                model,
+                catalog,
+                skip_mismatch=request.skip_mismatch,
+                objects_to_skip=request.objects_to_skip or (),
+                selection=selection,
             )
             if request.by_name:
                 matching.skipped.append("by_name: tf_keras ignores it for Keras 3 files, which have no layer names")
         else:
             saved = read_layout(catalog.contents)
-            if request.by_name:
-                matching = match_by_name(model, catalog, saved, skip_mismatch=request.skip_mismatch)
-            else:
-                matching = match_by_order(
-                    model, catalog, saved, skip_mismatch=request.skip_mismatch, match=options.match
-                )
+            matching = _match_legacy(model, catalog, saved, request, options, selection)
             matching.finalizers = model.finalizers()
     except FastAssignError as error:
+        if isinstance(error, Mismatch) and model.library != "tensorflow":
+            explain(error, model, catalog, saved, advise=selection is None or error.hint is None)
         raise error.at(catalog.path) from error.__cause__
     matching.missing = tuple(_missing(model, matching))
     matching.unexpected = tuple(_unexpected(catalog, matching, saved))
@@ -141,16 +147,44 @@ def match(
                 if unbuilt
                 else "compare both sides with: fastassign inspect " + str(catalog.path),
             )
+        if matching.left_out:
+            raise Mismatch("include and exclude leave no variable to load", file=catalog.path)
         nothing = "the model has no weights" if matching.unexpected else "neither the model nor the file has weights"
         matching.notices.append(Notice(f"{catalog.path}: {nothing}"))
     return matching
+
+
+def _match_legacy(
+    model: ModelTargets,
+    catalog: Catalog,
+    saved: LegacyLayout,
+    request: Request,
+    options: LoadOptions,
+    selection: Selection | None,
+) -> Matching:
+    skip, how = request.skip_mismatch, options.match
+    if selection is not None:
+        return match_selected(model, catalog, saved, selection, by_name=request.by_name, skip_mismatch=skip, match=how)
+    if request.by_name:
+        return match_by_name(model, catalog, saved, skip_mismatch=skip, match=how)
+    return match_by_order(model, catalog, saved, skip_mismatch=skip, match=how)
+
+
+def _select(model: ModelTargets | BareTargets, options: LoadOptions) -> Selection | None:
+    selection = Selection.of(options)
+    if selection is not None and model.library == "tensorflow":
+        raise Mismatch(
+            "rename, include and exclude are for models with layers",
+            hint="pass a mapping of the variables that you want: {name in the file: variable, ...}",
+        )
+    return selection
 
 
 def _missing(model: ModelTargets | BareTargets, matching: Matching) -> Iterable[Target]:
     if model.library == "tensorflow":
         # What has no tensor stands among the skipped, by its name.
         return ()
-    covered = set(matching.assignments)
+    covered = {*matching.assignments, *matching.left_out}
     for conversion in matching.conversions:
         covered.update(id(target.variable) for target in conversion.targets)
     for hook in matching.hooks:

@@ -55,18 +55,19 @@ def _ranks(paths: Sequence[Sequence[str]]) -> dict[tuple[tuple[str, ...], str], 
     siblings: dict[tuple[tuple[str, ...], str], set[int]] = {}
     for path in paths:
         for depth, part in enumerate(path):
-            stem, counter = _split(part)
+            stem, counter = split(part)
             siblings.setdefault((tuple(path[:depth]), stem), set()).add(counter)
     order = {place: sorted(counters) for place, counters in siblings.items()}
     return {
         (tuple(path[:depth]), part): (stem, order[tuple(path[:depth]), stem].index(counter))
         for path in paths
         for depth, part in enumerate(path)
-        for stem, counter in (_split(part),)
+        for stem, counter in (split(part),)
     }
 
 
-def _split(part: str) -> tuple[str, int]:
+def split(part: str) -> tuple[str, int]:
+    """Return the stem of a name and its counter, ``0`` where it has none: ``"dense_7"`` is ``("dense", 7)``."""
     found = _COUNTER.fullmatch(part)
     if found is None or found[2] is None:
         return part, 0

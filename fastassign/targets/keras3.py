@@ -110,6 +110,13 @@ class Keras3Targets:
                 found.append(LayerTargets(layer.name, layer, targets, composite=bool(layer._layers)))
         return found
 
+    def thawed(self, layer: LayerTargets) -> tuple[Target, ...]:
+        """Return the variables of a layer in the order they would have if nothing in it were frozen."""
+        thawed = {id(v) for part in layer.layer._flatten_layers() for v in part._trainable_variables}
+        weights = list(layer.layer.weights)
+        ordered = [v for v in weights if id(v) in thawed] + [v for v in weights if id(v) not in thawed]
+        return tuple(map(self.target, ordered))
+
     def top_level(self, *, by_name: bool) -> tuple[Target, ...]:
         """Return the model's own weights.
 

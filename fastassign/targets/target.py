@@ -118,6 +118,9 @@ class ModelTargets(Protocol):
     def layers(self) -> list[LayerTargets]:
         """Return the top-level layers that have weights, in model order."""
 
+    def thawed(self, layer: LayerTargets) -> tuple[Target, ...]:
+        """Return the variables of a layer in the order they would have if nothing in it were frozen."""
+
     def top_level(self, *, by_name: bool) -> tuple[Target, ...]:
         """Return the weights that belong to the model itself."""
 

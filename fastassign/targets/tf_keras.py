@@ -70,6 +70,11 @@ class TfKerasTargets:
                 found.append(LayerTargets(layer.name, layer, tuple(map(self.target, weights)), composite))
         return found
 
+    def thawed(self, layer: LayerTargets) -> tuple[Target, ...]:
+        """Return the variables of a layer in the order they would have if nothing in it were frozen."""
+        trainable, fixed = _thawed(layer.layer)
+        return tuple(map(self.target, {id(v): v for v in (*trainable, *fixed)}.values()))
+
     def top_level(self, *, by_name: bool) -> tuple[Target, ...]:  # noqa: ARG002 - the same for both
         """Return the model's own weights."""
         return tuple(map(self.target, self.model._trainable_weights + self.model._non_trainable_weights))
@@ -168,6 +173,14 @@ class TfKerasTargets:
             return list(hdf5_format.preprocess_weights_for_loading(layer, values, version, backend))
         except (ValueError, AssertionError, IndexError) as error:
             raise Mismatch(str(error)) from error
+
+
+def _thawed(layer: Any) -> tuple[list[Any], list[Any]]:
+    """Return trainable and other weights of a layer as if nothing were frozen; a model's own come last."""
+    own = (layer._trainable_weights, layer._non_trainable_weights)
+    parts = [_thawed(part) for part in layer._flatten_layers(recursive=False, include_self=False)]
+    parts = [*parts, own] if isinstance(layer, tf_keras.Model) else [own, *parts]
+    return [v for trainable, _ in parts for v in trainable], [v for _, fixed in parts for v in fixed]
 
 
 def _is_layer(value: Any) -> bool:
