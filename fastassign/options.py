@@ -26,6 +26,14 @@ class LoadOptions:
         How the weights inside a composite layer of a legacy file find their variables. Stock goes by position
         alone, which silently swaps weights when ``trainable`` differs between saving and loading; ``"names"``
         uses the names in the file where they tell the order.
+    conv_flip : bool, optional
+        Whether kernels of convolutions in a legacy file are turned round in all spatial axes, as Theano's
+        convolution needs it. ``None``: where the file says that its backend was Theano and the library itself could
+        not have loaded the layer; what it loads, it loads without a flip, and so does fastassign, with a hint in the
+        report. ``True``: all of the file, whatever it says. ``False``: none.
+    reshape : bool
+        Whether an array of the right size but another shape is reshaped into its variable, as Keras 2 did with
+        ``load_weights(reshape=True)``.
     threads : int
         Threads that read, the calling one included (it reads while it has nothing to assign). More help storage
         with many queues, not the page cache.
@@ -58,6 +66,8 @@ class LoadOptions:
     """
 
     match: Literal["names", "stock"] = "names"
+    conv_flip: bool | None = None
+    reshape: bool = False
     threads: int = field(default_factory=_default_threads)
     read_bytes: int = 4 << 20
     gap_bytes: int = 4096
@@ -77,6 +87,8 @@ class LoadOptions:
             raise ValueError(f"unknown rule {unknown[0]!r} in allow; the rules are {sorted(RULES)}")
         if self.match not in ("names", "stock"):
             raise ValueError(f'match must be "names" or "stock", not {self.match!r}')
+        if self.conv_flip not in (None, True, False):
+            raise ValueError(f"conv_flip must be True, False or None, not {self.conv_flip!r}")
         if self.swap not in ("each", "together"):
             raise ValueError(f'swap must be "each" or "together", not {self.swap!r}')
         for name, least in (("threads", 1), ("read_bytes", 4096), ("gap_bytes", 0), ("window_bytes", 1)):

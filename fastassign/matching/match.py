@@ -120,11 +120,9 @@ def match(
         else:
             saved = read_layout(catalog.contents)
             if request.by_name:
-                matching = match_by_name(model, catalog, saved, skip_mismatch=request.skip_mismatch)
+                matching = match_by_name(model, catalog, saved, skip_mismatch=request.skip_mismatch, options=options)
             else:
-                matching = match_by_order(
-                    model, catalog, saved, skip_mismatch=request.skip_mismatch, match=options.match
-                )
+                matching = match_by_order(model, catalog, saved, skip_mismatch=request.skip_mismatch, options=options)
             matching.finalizers = model.finalizers()
     except FastAssignError as error:
         raise error.at(catalog.path) from error.__cause__
@@ -150,9 +148,7 @@ def _missing(model: ModelTargets | BareTargets, matching: Matching) -> Iterable[
     if model.library == "tensorflow":
         # What has no tensor stands among the skipped, by its name.
         return ()
-    covered = set(matching.assignments)
-    for conversion in matching.conversions:
-        covered.update(id(target.variable) for target in conversion.targets)
+    covered = {*matching.assignments, *matching.conversions}
     for hook in matching.hooks:
         covered.update(id(variable) for variable in getattr(hook.obj, "weights", ()))
     return (target for target in model.all_targets(matching.layout) if id(target.variable) not in covered)
@@ -160,7 +156,7 @@ def _missing(model: ModelTargets | BareTargets, matching: Matching) -> Iterable[
 
 def _unexpected(catalog: Catalog, matching: Matching, saved: LegacyLayout | None) -> Iterable[TensorRecord]:
     used = {assignment.record.key for assignment in matching.assignments.values()}
-    used.update(record.key for conversion in matching.conversions for record in conversion.records)
+    used.update(record.key for each in matching.conversions.values() for record in each.recipe.records)
     used.update(record.key for hook in matching.hooks for record in hook.records.values())
     # A whole-model file also has the optimizer's slots, which are no weights.
     keys = catalog.contents.records if saved is None else saved.keys
