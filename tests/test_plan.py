@@ -176,9 +176,7 @@ def test_the_budget_error_names_the_largest_tensor():
     assert error.file == str(CATALOG.path)
     assert error.hint == "LoadOptions(max_staging_bytes=9024) is the least that works"
     assert isinstance(error, MemoryError)
-    with pytest.raises(
-        fa.Budget, match=r"needs 9216 bytes of host memory for all tensors together, .* \(atomic=True\)"
-    ):
+    with pytest.raises(fa.Budget, match=r"needs 9216 bytes of host memory for all tensors together \(atomic=True\)"):
         make(assignments, max_staging_bytes=9215, atomic=True)
 
 

@@ -12,6 +12,7 @@ from differential import (
     differences,
     our_load,
     perturb,
+    saved,
     snapshot,
     stock_load,
     twins,
