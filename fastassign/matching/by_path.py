@@ -16,11 +16,17 @@ from fastassign.catalog.open import Catalog
 from fastassign.catalog.records import TensorRecord
 from fastassign.errors import Mismatch, MissingGroup
 from fastassign.matching.assignment import Failure, Hook, Matching, Notice, failure_text
+from fastassign.matching.conversions import reshaped
 from fastassign.targets.target import ModelTargets, OwnVariables
 
 
 def match_by_path(
-    model: ModelTargets, catalog: Catalog, *, skip_mismatch: bool, objects_to_skip: Iterable[Any]
+    model: ModelTargets,
+    catalog: Catalog,
+    *,
+    skip_mismatch: bool,
+    objects_to_skip: Iterable[Any],
+    reshape: bool,
 ) -> Matching:
     """Match the groups of a Keras 3 weights file to the objects of a model.
 
@@ -34,13 +40,15 @@ def match_by_path(
         Whether objects that do not fit are left as they are, with stock's warning.
     objects_to_skip : iterable
         Layers that keep their values.
+    reshape : bool
+        Whether a dataset of the right size and another shape is reshaped.
 
     Raises
     ------
     Mismatch
         Objects could not be matched; the text is stock's.
     """
-    walk = _Walk(model, catalog, skip_mismatch)
+    walk = _Walk(model, catalog, skip_mismatch, reshape)
     if model.library == "keras":
         walk.run_keras3({id(obj) for obj in objects_to_skip})
     else:
@@ -60,9 +68,10 @@ class _Failures:
 
 
 class _Walk:
-    def __init__(self, model: ModelTargets, catalog: Catalog, skip_mismatch: bool) -> None:
+    def __init__(self, model: ModelTargets, catalog: Catalog, skip_mismatch: bool, reshape: bool) -> None:
         self.matching = Matching(library=model.library, layout="keras3")
         self._model, self._catalog, self._skip_mismatch = model, catalog, skip_mismatch
+        self._reshapes = reshape
         self._groups = VariableGroups(catalog.contents, old_layers=model.library == "keras")
         self._visited: set[int] = set()
         # Objects with a method of their own: where their group was found, or the first path tried.
@@ -216,10 +225,11 @@ class _Walk:
     def _assign(self, own: OwnVariables, group: str | None) -> None:
         for index, target in enumerate(own.variables):
             record = self._record(group, str(index))
-            if record.shape != target.shape:
+            value = reshaped(record, target.shape) if self._reshapes else record
+            if value.shape != target.shape:
                 raise _ObjectError(self._model.shape_error(target, record.shape))
             try:
-                self.matching.assign(record, target)
+                self.matching.assign(value, target)
             except Mismatch as error:
                 raise _ObjectError(str(error)) from error
 

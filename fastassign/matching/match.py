@@ -113,7 +113,11 @@ def match(
             saved = read_layout(catalog.contents) if is_legacy(catalog.contents) else None
         elif layout == "keras3":
             matching = match_by_path(
-                model, catalog, skip_mismatch=request.skip_mismatch, objects_to_skip=request.objects_to_skip or ()
+                model,
+                catalog,
+                skip_mismatch=request.skip_mismatch,
+                objects_to_skip=request.objects_to_skip or (),
+                reshape=options.reshape,
             )
             if request.by_name:
                 matching.skipped.append("by_name: tf_keras ignores it for Keras 3 files, which have no layer names")
