@@ -114,6 +114,8 @@ class Converter:
             own = [record for p in part.positions for record in records[starts[p] : starts[p] + counts[p]]]
             wanted = [layer.targets[position].shape for position in part.positions]
             found = self._part(part, own, wanted)
+            if found is None and len(own) != len(wanted):
+                return None
             if found is None or len(found) != len(wanted):
                 continue
             fits = all(value.shape == shape for value, shape in zip(found, wanted, strict=True))
@@ -172,7 +174,8 @@ class Converter:
         results: list[Value] = []
         for i, each in enumerate(found):
             if isinstance(each, int):
-                results.append(records[each])
+                wanted = layer.targets[i].shape if i < len(layer.targets) else records[each].shape
+                results.append(self.reshaped(records[each], wanted))
             elif values is not None and i < len(values) and values[i].shape == each:
                 results.append(values[i])
             else:
@@ -189,4 +192,9 @@ def reshaped(value: Value, shape: tuple[int, ...]) -> Value:
 
 
 def _fit(values: Sequence[Value], layer: LayerTargets) -> bool:
-    return [value.shape for value in values] == [target.shape for target in layer.targets]
+    if len(values) != len(layer.targets):
+        return False
+    for value, target in zip(values, layer.targets, strict=True):  # noqa: SIM110 - half the time of all()
+        if value.shape != target.shape:
+            return False
+    return True
