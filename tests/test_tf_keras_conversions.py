@@ -10,11 +10,9 @@ import tf_keras
 from differential import (
     check,
     differences,
-    our_load,
     perturb,
     saved,
     snapshot,
-    stock_load,
     twins,
     write_legacy,
 )
@@ -117,53 +115,6 @@ def test_conversion(name, tmp_path):  # rows 12 to 18, 20
         if done.stock.error is None:
             # Nothing is left as it was: stock's conversions reach every variable.
             assert {w.name for w in pair[1].weights} <= set(differences(snapshot(pair[1]), before))
-
-
-def together(arrays, order, transpose=None):
-    """What Keras 1 wrote for each gate, in the order of today: kernel, recurrent kernel, bias."""
-    if transpose:
-        arrays = [array.transpose(transpose) if array.ndim == len(transpose) else array for array in arrays]
-    return [np.concatenate([arrays[3 * gate + part] for gate in order], axis=-1) for part in range(3)]
-
-
-RIGHT = {
-    # What stock raises at, or converts wrongly: name: (input shape, layer, arrays of the file, right values).
-    # Converted twice by stock, as everything inside TimeDistributed (row 19).
-    "time_distributed_conv1d": ((2, 6, 2), lambda: L.TimeDistributed(L.Conv1D(3, 4, name="i"), name="l"),
-                                [(4, 1, 2, 3), (3,)], lambda a: [a[0][:, 0], a[1]]),
-    "time_distributed_cube": ((2, 3, 5, 5), lambda: L.TimeDistributed(
-        L.Conv2D(3, 3, data_format="channels_first", name="i"), name="l"),
-        [(3, 3, 3, 3), (3,)], lambda a: [a[0].transpose(2, 3, 1, 0), a[1]]),
-    "time_distributed_deconv": ((2, 3, 3, 2), lambda: L.TimeDistributed(L.Conv2DTranspose(3, 2, name="i"), name="l"),
-                                [(2, 2, 2, 3), (3,)], lambda a: [a[0].transpose(0, 1, 3, 2), a[1]]),
-    # In today's order, in a file without a version.
-    "conv1d_3d": ((6, 2), lambda: L.Conv1D(3, 4, name="l"), [(4, 2, 3), (3,)], lambda a: a),
-    # Stock puts the gates together along the columns.
-    "conv_lstm_first": ((2, 1, 4, 4), lambda: L.ConvLSTM2D(2, 2, data_format="channels_first", name="l"),
-                        conv_gates(1, 2, first=True), lambda a: together(a, (0, 2, 1, 3), (2, 3, 1, 0))),
-    # Stock cuts a nested model's arrays by the counts of today.
-    "nested_gates": ((3, 4), lambda: tf_keras.Sequential(
-        [tf_keras.Input((3, 4)), L.LSTM(2, return_sequences=True), L.GRU(2, reset_after=False)], name="l"),
-        gates(4, 4, 2) + gates(3, 2, 2), lambda a: together(a[:12], (0, 2, 1, 3)) + together(a[12:], (0, 1, 2))),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("by_name", [False, True])
-@pytest.mark.parametrize("name", sorted(RIGHT))
-def test_right_where_stock_is_wrong(name, by_name, tmp_path):
-    shape, make, arrays, right = RIGHT[name]
-    stock, ours = twins(single(shape, make))
-    path = file_for(tmp_path / "x.h5", stock, arrays)
-    with h5py.File(path) as file:
-        wanted = right([file[f"l/l/w{i}:0"][()] for i in range(len(arrays))])
-    error = stock_load(stock, path, by_name=by_name).error
-    found = [weight.numpy() for weight in stock.get_layer("l").weights]
-    assert error is not None or not all(map(np.array_equal, found, wanted)), "stock has learned to load this"
-    done = our_load(ours, path, by_name=by_name)
-    assert done.error is None
-    assert len(done.result.converted) == (0 if name == "conv1d_3d" else done.result.routes["convert"])
-    found = [weight.numpy() for weight in ours.get_layer("l").weights]
-    assert all(map(np.array_equal, found, wanted))
 
 
 def test_theano_kernels_in_channels_last(tmp_path):  # row 14

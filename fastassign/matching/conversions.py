@@ -96,16 +96,7 @@ class Converter:
         self, layer: LayerTargets, parts: Sequence[Part], records: Sequence[TensorRecord]
     ) -> list[Value] | None:
         """Convert each part; none if the number of arrays is wrong."""
-        counts = [1] * len(layer.targets)
-        if self._is_keras_1 and len(records) != len(counts):
-            for part in parts:
-                first, *rest = part.positions
-                count = recurrent.keras_1_count(part.kind, len(part.positions))
-                if count > len(part.positions):
-                    # All arrays of the layer stand where its first weight does.
-                    counts[first] = count
-                    for position in rest:
-                        counts[position] = 0
+        counts = self._counts(layer, parts, len(records))
         if sum(counts) != len(records):
             return None
         starts = [0, *accumulate(counts)]
@@ -123,6 +114,19 @@ class Converter:
                 for position, value in zip(part.positions, found, strict=True):
                     values[position] = value
         return values
+
+    def _counts(self, layer: LayerTargets, parts: Sequence[Part], received: int) -> list[int]:
+        """Return how many arrays of the file stand in the place of each weight."""
+        counts = [1] * len(layer.targets)
+        if self._is_keras_1 and received != len(counts):
+            for part in parts:
+                count = recurrent.keras_1_count(part.kind, len(part.positions))
+                if count > len(part.positions):
+                    # All arrays of the layer stand where its first weight does.
+                    for position in part.positions:
+                        counts[position] = 0
+                    counts[part.positions[0]] = count
+        return counts
 
     def _part(
         self, part: Part, records: Sequence[TensorRecord], wanted: Sequence[tuple[int, ...]]
