@@ -413,7 +413,7 @@ def test_reshape(k, by_name, tmp_path):
 
 def test_one_variable_at_a_time(tmp_path):
     """Ten layers in CuDNN's layout are loaded with memory for one."""
-    units, count = 64, 10
+    units, count = 80, 10
 
     def build(k):
         layers = [k.layers.LSTM(units, return_sequences=True, name=f"l{i}") for i in range(count)]

@@ -37,18 +37,28 @@ class Converted:
         # Named before it changes: an interrupt in between names one variable too many, never one too few.
         ledger.assigned.append(target.name)
         if session is not None:
+            # Named still if the run fails: whether it reached the variable is not known.
             graph.feed(session, [target], [self.value])
-        elif target.resource is None:
-            target.variable.assign(self.value)
-        elif target.nbytes:
-            with tf.device(target.device):
-                host.assign(target.resource, self.value, target.nbytes)
+        else:
+            try:
+                self._assign_eagerly()
+            except Exception:
+                ledger.assigned.pop()
+                raise
         for record, fit in zip(conversion.recipe.records, conversion.fits, strict=True):
             if fit == "cast":
                 ledger.cast.append(f"{target.name}: {record.dtype} to {target.dtype}")
                 break
         ledger.converted.append(str(conversion))
         ledger.enter("convert", (target.name,), conversion.recipe.nbytes)
+
+    def _assign_eagerly(self) -> None:
+        target = self.conversion.target
+        if target.resource is None:
+            target.variable.assign(self.value)
+        elif target.nbytes:
+            with tf.device(target.device):
+                host.assign(target.resource, self.value, target.nbytes)
 
 
 def convert(conversion: Conversion, read: ReadArray) -> Converted:
@@ -60,7 +70,6 @@ def convert(conversion: Conversion, read: ReadArray) -> Converted:
         for record, fit in zip(recipe.records, conversion.fits, strict=True)
     ]
     value, out = _allocate(conversion)
-    # Where numpy warns of an overflow it is that of the library's own cast.
     recipe.fill(out, arrays)
     return Converted(conversion, value)
 

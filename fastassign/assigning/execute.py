@@ -247,13 +247,15 @@ class _Run:
         """Make one value after the other, each when it is asked for."""
         for conversion in self._plan.matching.conversions.values():
             self._gate.check()
-            yield convert(conversion, self._read_array)
+            made = convert(conversion, self._read_array)
+            self._file.check_unchanged()
+            yield made
+            del made  # before the next is made
 
     def _assign_converted(self, converted: Iterable[Converted]) -> None:
         for made in converted:
-            self._file.check_unchanged()
             made.assign(self._ledger, self._session)
-            del made  # before the next is made
+            del made
 
     def _read_array(self, record: TensorRecord) -> np.ndarray[Any, Any]:
         known = self._library_arrays.pop(record.key, None)
