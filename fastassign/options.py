@@ -42,6 +42,14 @@ class LoadOptions:
 
         With any of these three, legacy files are matched by the names of the layers; every selected layer has to be in
         the file (except with ``by_name``), and what else the file holds is only reported.
+    conv_flip : bool, optional
+        Whether kernels of convolutions in a legacy file are turned round in all spatial axes, as Theano's
+        convolution needs it. ``None``: where the file says that its backend was Theano and the library itself could
+        not have loaded the layer; what it loads, it loads without a flip, and so does fastassign, with a hint in the
+        report. ``True``: all of the file, whatever it says. ``False``: none.
+    reshape : bool
+        Whether an array of the right size but another shape is reshaped into its variable, as Keras 2 did with
+        ``load_weights(reshape=True)``.
     threads : int
         Threads that read, the calling one included (it reads while it has nothing to assign). More help storage
         with many queues, not the page cache.
@@ -83,6 +91,8 @@ class LoadOptions:
     rename: Mapping[str, str | None] | Callable[[str], str | None] | None = field(default=None, hash=False)
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    conv_flip: bool | None = None
+    reshape: bool = False
     threads: int = field(default_factory=_default_threads)
     read_bytes: int = 4 << 20
     gap_bytes: int = 4096
@@ -105,6 +115,8 @@ class LoadOptions:
         self._check_selection()
         if self.match not in ("names", "stock"):
             raise ValueError(f'match must be "names" or "stock", not {self.match!r}')
+        if self.conv_flip not in (None, True, False):
+            raise ValueError(f"conv_flip must be True, False or None, not {self.conv_flip!r}")
         if self.swap not in ("each", "together"):
             raise ValueError(f'swap must be "each" or "together", not {self.swap!r}')
         if self.library not in ("keras", "tf_keras", None):

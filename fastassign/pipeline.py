@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastassign.catalog.memory import MemoryCatalog
 from fastassign.catalog.open import Catalog, open_catalog
@@ -20,10 +19,7 @@ from fastassign.planning.plan import Plan, make_plan
 from fastassign.progress import Callback
 from fastassign.report import Report
 from fastassign.targets.discover import discover
-from fastassign.targets.target import Layout, ModelTargets
-
-if TYPE_CHECKING:
-    from fastassign.targets.bare import BareTargets
+from fastassign.targets.target import Layout
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -74,7 +70,7 @@ class Job:
         indexed = time.perf_counter()
         matching = match(targets, catalog, layout, self.request, self.options)
         matched = time.perf_counter()
-        made = self.plan_matching(catalog, matching, convert_layer=_convert_layer(targets), progress=progress)
+        made = self.plan_matching(catalog, matching, progress=progress)
         made.seconds.update(
             index=indexed - prepared,
             match=matched - indexed + prepared - begin,
@@ -87,7 +83,6 @@ class Job:
         catalog: Catalog | MemoryCatalog,
         matching: Matching,
         *,
-        convert_layer: Callable[..., list[Any]] | None = None,
         progress: bool | Callback | None = None,
     ) -> Plan:
         """Plan what was matched already."""
@@ -111,7 +106,6 @@ class Job:
             )
         executor = partial(
             execute,
-            convert_layer=convert_layer,
             skip_mismatch=self.request.skip_mismatch,
             session=session,
             fusions=Fusions(),
@@ -125,11 +119,6 @@ class Job:
             executor=executor,
             progress=progress,
         )
-
-
-def _convert_layer(targets: ModelTargets | BareTargets) -> Callable[..., list[Any]] | None:
-    found: Callable[..., list[Any]] | None = getattr(targets, "convert_layer", None)
-    return found
 
 
 def index(path: str | os.PathLike[str], options: LoadOptions) -> Catalog:

@@ -991,7 +991,7 @@ class TestLibraryCode:
             for turn in range(4):
                 load = in_background(loader) if turn % 2 else None
                 report = compare(loader, model, stock, paths[turn // 2], load=load)
-                assert (report.plan, report.routes) == (KEPT if turn else MADE, {"convert": 4})
+                assert (report.plan, report.routes) == (KEPT if turn else MADE, {"convert": 2, "fused": 2})
 
     @pytest.mark.parametrize("background", [False, True], ids=["load", "load_async"])
     def test_layers_that_load_themselves_read_nothing_under_the_lock(

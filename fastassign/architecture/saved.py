@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastassign.catalog.file import WeightFile
-from fastassign.catalog.hdf5 import read_root_texts
+from fastassign.catalog.hdf5 import Decoder
 from fastassign.catalog.open import is_archive
 from fastassign.errors import FastAssignError, Malformed, Mismatch, Refused
 
@@ -72,7 +72,9 @@ def read_saved(path: str | os.PathLike[str]) -> SavedModel:
 
 
 def _from_hdf5(file: WeightFile) -> SavedModel:
-    texts = read_root_texts(file, ("model_config", "training_config", "keras_version"))
+    with Decoder(file, base=0, size=file.size) as attributes:
+        found = {name: attributes.root_text(name) for name in ("model_config", "training_config", "keras_version")}
+    texts = {name: text for name, text in found.items() if text is not None}
     if "model_config" not in texts:
         raise Mismatch(
             f"No model config found in the file at {file.path}.",

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from fastassign.assigning import graph, host, library
 from fastassign.assigning.batches import EagerBatch, FedBatch, OpenBatch
+from fastassign.assigning.conversion import Converted, convert
 from fastassign.assigning.fused import FusedBatch, Fusions
 from fastassign.assigning.gate import Gate
 from fastassign.assigning.ledger import Ledger
@@ -33,8 +34,7 @@ from fastassign.report import Report
 from fastassign.streaming.source import FileSource, Source, fill
 from fastassign.streaming.workers import Workers
 from fastassign.targets.session import mark_initialized
-from fastassign.targets.target import Target
-from fastassign.targets.variables import eager_scope, numpy_dtype_of
+from fastassign.targets.variables import eager_scope
 
 
 def execute(
@@ -42,7 +42,6 @@ def execute(
     progress: Callback | None = None,
     *,
     make_source: Callable[[Any], Source] = FileSource,
-    convert_layer: Callable[..., list[Any]] | None = None,
     skip_mismatch: bool = False,
     session: Any = None,
     gate: Gate | None = None,
@@ -58,8 +57,6 @@ def execute(
         Gets a ``ProgressEvent`` after every variable, in this thread.
     make_source : callable
         Makes the source to read from; tests put faults here.
-    convert_layer : callable, optional
-        The library's conversion of old layouts, where the plan has conversions.
     skip_mismatch : bool
         Whether an object whose own method fails is skipped.
     session : tf.compat.v1.Session, optional
@@ -96,7 +93,7 @@ def execute(
             gate=gate or Gate(),
             fusions=Fusions() if fusions is None else fusions,
         )
-        run.all(convert_layer, skip_mismatch)
+        run.all(skip_mismatch)
     return ledger.report()
 
 
@@ -129,18 +126,21 @@ class _Run:
         self._gap = memoryview(bytearray(plan.options.gap_bytes))
         self._library_arrays: dict[str, np.ndarray[Any, Any]] = {}
 
-    def all(self, convert_layer: Callable[..., list[Any]] | None, skip_mismatch: bool) -> None:
+    def all(self, skip_mismatch: bool) -> None:
         """Do everything that the plan says, or name the state in which it ended."""
         try:
             if self._plan.read_first:
                 finished = self._read()
                 self._read_library()
+                converted = list(self._converted())
                 with self._gate:
-                    self._run_library(convert_layer, skip_mismatch)
+                    self._run_library(skip_mismatch)
+                    self._assign_converted(converted)
                     self._assign(finished)
                     self._finish()
             else:
-                self._run_library(convert_layer, skip_mismatch)
+                self._run_library(skip_mismatch)
+                self._assign_converted(self._converted())
                 self._assign(self._read())
                 self._file.check_unchanged()
                 self._finish()
@@ -232,7 +232,7 @@ class _Run:
             self._library_arrays[record.key] = self._read_array(record)
         self._file.check_unchanged()
 
-    def _run_library(self, convert_layer: Callable[..., list[Any]] | None, skip_mismatch: bool) -> None:
+    def _run_library(self, skip_mismatch: bool) -> None:
         ledger, matching = self._ledger, self._plan.matching
         ledger.rollback, names, failures = library.run_hooks(matching, self._read_array, skip_mismatch=skip_mismatch)
         if names:
@@ -240,33 +240,22 @@ class _Run:
             ledger.enter("hook", names)
         ledger.failures += failures
         _tell_user(matching, ledger.failures)
-        self._convert(convert_layer)
 
-    def _convert(self, convert_layer: Callable[..., list[Any]] | None) -> None:
-        ledger = self._ledger
-        pairs: list[tuple[Target, Any]] = []
-        for conversion in self._plan.matching.conversions:
-            if convert_layer is None:
-                raise TypeError("the plan has conversions, but no function that does them")
-            pairs += library.convert(conversion, self._read_array, convert_layer)
-            ledger.done_bytes += sum(record.nbytes for record in conversion.records)
-        if not pairs:
-            return
-        # All are read before the first is assigned.
-        self._file.check_unchanged()
-        if self._session is not None:
-            targets = [target for target, _ in pairs]
-            names = [target.name for target in targets]
-            values = [host.owned_copy(value, target) for target, value in pairs]
-            ledger.assigned += names
-            graph.feed(self._session, targets, values)
-            ledger.enter("convert", names)
-            return
-        for target, value in pairs:
-            ledger.remember(target)
-            target.variable.assign(np.asarray(value, dtype=numpy_dtype_of(target.dtype)))
-            ledger.assigned.append(target.name)
-            ledger.enter("convert", (target.name,))
+    # What is made of arrays of the file.
+
+    def _converted(self) -> Iterator[Converted]:
+        """Make one value after the other, each when it is asked for."""
+        for conversion in self._plan.matching.conversions.values():
+            self._gate.check()
+            made = convert(conversion, self._read_array)
+            self._file.check_unchanged()
+            yield made
+            del made  # before the next is made
+
+    def _assign_converted(self, converted: Iterable[Converted]) -> None:
+        for made in converted:
+            made.assign(self._ledger, self._session)
+            del made
 
     def _read_array(self, record: TensorRecord) -> np.ndarray[Any, Any]:
         known = self._library_arrays.pop(record.key, None)

@@ -39,6 +39,8 @@ class Ledger:
         The old values.
     failures : list of Failure
         Objects that failed by their own methods and were skipped.
+    cast, converted : list of str
+        Variables whose values were cast, or made of other arrays, and how.
     """
 
     def __init__(self, plan: Plan, progress: Callback | None, begin: float, *, is_reversible: bool) -> None:
@@ -49,10 +51,11 @@ class Ledger:
         self.rollback = Rollback()
         self.failures: list[Failure] = list(plan.matching.failures)
         self._progress, self._begin, self._is_reversible = progress, begin, is_reversible
-        self._cast: list[str] = []
+        self.cast: list[str] = []
+        self.converted: list[str] = []
         self._routes: dict[str, int] = {}
         self._total_bytes = plan.nbytes
-        self._total = sum(len(batch.placements) for batch in plan.batches)
+        self._total = sum(len(batch.placements) for batch in plan.batches) + len(plan.matching.conversions)
 
     def remember(self, target: Target) -> None:
         """Keep the value of a variable that is about to change."""
@@ -69,7 +72,7 @@ class Ledger:
     def note_cast(self, assignment: Assignment) -> None:
         """Enter that a value was cast, if it was."""
         if assignment.fit == "cast" or assignment.record.detail.startswith("cast"):
-            self._cast.append(f"{assignment.target.name}: {assignment.record.dtype} to {assignment.target.dtype}")
+            self.cast.append(f"{assignment.target.name}: {assignment.record.dtype} to {assignment.target.dtype}")
 
     def enter(self, route: str, names: Sequence[str], nbytes: int = 0) -> None:
         """Enter that variables, already among ``assigned``, were assigned, and tell so."""
@@ -105,9 +108,11 @@ class Ledger:
         return Report(
             file=str(plan.catalog.path),
             assigned=len(self.assigned),
-            cast=tuple(self._cast),
+            cast=tuple(self.cast),
             skipped=(*matching.skipped, *(f"{failure.obj}: {failure.error}" for failure in self.failures)),
             repaired=tuple(matching.repaired),
+            converted=tuple(self.converted),
+            hints=tuple(matching.hints),
             missing=tuple(target.name for target in matching.missing),
             unexpected=tuple(record.key for record in matching.unexpected),
             nbytes=plan.nbytes,

@@ -1,4 +1,4 @@
-"""What only the library's own code can do: layers that load themselves, and tf_keras' conversions.
+"""What only the library's own code can do: layers that load themselves.
 
 The library's code gets real arrays, read through the same checks as everything else. It runs before any other
 variable is assigned, because it is the only part of an execution that can fail for another reason than the disk;
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastassign.catalog.records import TensorRecord
 from fastassign.errors import FastAssignError, Mismatch
-from fastassign.matching.assignment import Failure, Hook, LayerConversion, Matching, failure_text
+from fastassign.matching.assignment import Failure, Hook, Matching, failure_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -109,18 +109,3 @@ def _variables(obj: Any) -> list[Any]:
 def _failure(matching: Matching, hook: Hook, error: Exception) -> Mismatch:
     text = failure_text([Failure(hook.obj, str(error))]) if matching.library == "keras" else str(error)
     return Mismatch(text, tensor=f"{hook.path}/vars", hint="its own load_own_variables raised this")
-
-
-def convert(
-    conversion: LayerConversion, read: ReadArray, convert_layer: Callable[..., list[Any]]
-) -> list[tuple[Any, Any]]:
-    """Convert one layer's weights from an older layout.
-
-    Returns
-    -------
-    list of (target, numpy.ndarray)
-        What to assign.
-    """
-    values = [read(record) for record in conversion.records]
-    converted = convert_layer(conversion.layer, values, conversion.keras_version, conversion.backend)
-    return list(zip(conversion.targets, converted, strict=True))

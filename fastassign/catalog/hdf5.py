@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -58,35 +58,6 @@ def read_contents(file: WeightFile, *, base: int, size: int, limits: policy.Limi
     with _opened(file, base, size) as handle, _translated(file):
         # The user block, if any, shifts every address; h5d.get_offset already includes it.
         return _Walk(file, base, size, limits, allow).run(handle)
-
-
-def read_root_texts(file: WeightFile, names: Iterable[str]) -> dict[str, str]:
-    """Read text attributes of the root, those that are there.
-
-    Parameters
-    ----------
-    file : WeightFile
-        An HDF5 file.
-    names : iterable of str
-        The attributes.
-
-    Raises
-    ------
-    Malformed, Truncated
-        The file is not HDF5, or an attribute is no text.
-    """
-    texts = {}
-    with _opened(file, 0, file.size) as handle, _translated(file):
-        attributes = h5py.File(handle).attrs
-        for name in names:
-            value = attributes.get(name)
-            if isinstance(value, bytes):
-                value = value.decode()
-            if isinstance(value, str):
-                texts[name] = value
-            elif value is not None:
-                raise Malformed(f"the attribute {name} is no text", file=file.path)
-    return texts
 
 
 class Decoder:

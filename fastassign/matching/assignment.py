@@ -9,6 +9,7 @@ from typing import Any, Literal
 from fastassign.catalog.memory import ArrayRecord
 from fastassign.catalog.records import TensorRecord
 from fastassign.errors import Mismatch
+from fastassign.matching.recipes import Recipe
 from fastassign.targets.target import Layout, Target
 
 # How stored values become values of the variable. "same": the bytes are the values. "reinterpret": opaque bytes
@@ -46,15 +47,33 @@ class Hook:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LayerConversion:
-    """Weights of one layer that tf_keras' own function turns from an older layout into the variables'."""
+class Conversion:
+    """A variable whose value is made of arrays of the file: from an older layout, turned round, or reshaped.
 
-    layer: Any
-    name: str
-    records: tuple[TensorRecord, ...]
-    targets: tuple[Target, ...]
-    keras_version: str
-    backend: str | None
+    Attributes
+    ----------
+    recipe : Recipe
+        The arithmetic.
+    target : Target
+        The variable.
+    fits : tuple of Fit
+        How the values of each record are read.
+    """
+
+    recipe: Recipe
+    target: Target
+    fits: tuple[Fit, ...]
+
+    @property
+    def staged_bytes(self) -> int:
+        """Host memory that it takes at its peak: what is read, the result, and temporaries."""
+        # The library's own assign makes two copies on its way.
+        copies = 1 if self.target.resource is not None else 3
+        return self.recipe.nbytes + self.recipe.spare_bytes + copies * self.target.nbytes
+
+    def __str__(self) -> str:
+        """Say what is done."""
+        return f"{self.target.name}: {', '.join(self.recipe.steps)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +126,10 @@ class Matching:
         How the file was read; ``"named"``: tensor by tensor, by name.
     assignments : dict of int to Assignment
         By ``id`` of the target's variable: a variable that stock assigns twice keeps the later value.
-    hooks, conversions
+    hooks : list of Hook
         What only the library's own code can do.
+    conversions : dict of int to Conversion
+        As ``assignments``; no variable is in both.
     finalizers : list of callable
         To be called once when all variables are in.
     notices : list of Notice
@@ -122,6 +143,8 @@ class Matching:
         ``id`` of the variables that ``include`` and ``exclude`` leave as they are.
     repaired : list of str
         Where the names in the file overruled the position.
+    hints : list of str
+        What the user may want to change.
     missing : tuple of Target
         Variables of the model that get no value.
     unexpected : tuple of TensorRecord
@@ -132,23 +155,24 @@ class Matching:
     layout: Layout
     assignments: dict[int, Assignment] = field(default_factory=dict)
     hooks: list[Hook] = field(default_factory=list)
-    conversions: list[LayerConversion] = field(default_factory=list)
+    conversions: dict[int, Conversion] = field(default_factory=dict)
     finalizers: list[Callable[[], None]] = field(default_factory=list)
     notices: list[Notice] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     left_out: set[int] = field(default_factory=set)
     repaired: list[str] = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)
     missing: tuple[Target, ...] = ()
     unexpected: tuple[TensorRecord, ...] = ()
 
     @property
     def targets(self) -> list[Target]:
         """Everything that gets a value, except by objects that load themselves."""
-        converted = [target for conversion in self.conversions for target in conversion.targets]
-        return [assignment.target for assignment in self.assignments.values()] + converted
+        assigned: list[Assignment | Conversion] = [*self.assignments.values(), *self.conversions.values()]
+        return [each.target for each in assigned]
 
-    def assign(self, record: TensorRecord, target: Target) -> None:
+    def assign(self, value: TensorRecord | Recipe, target: Target) -> None:
         """Add an assignment whose shapes are known to agree.
 
         Raises
@@ -156,7 +180,21 @@ class Matching:
         Mismatch
             The stored bytes have no meaning as the variable's dtype; the text is stock's.
         """
-        self.assignments[id(target.variable)] = Assignment(record, target, fit(record, target))
+        key = id(target.variable)
+        # The later of two values stays, whichever way they come.
+        self.conversions.pop(key, None)
+        if isinstance(value, TensorRecord) or not value.steps:
+            record = value if isinstance(value, TensorRecord) else value.records[0]
+            self.assignments[key] = Assignment(record, target, fit(record, target))
+            return
+        if not value.records:
+            raise Mismatch(
+                "the weights are of a layout that only the library's own loader converts",
+                variable=target.name,
+                hint="load the file with model.load_weights",
+            )
+        self.assignments.pop(key, None)
+        self.conversions[key] = Conversion(value, target, tuple(fit(record, target) for record in value.records))
 
     def leave_out(self, name: str, variable: Any) -> None:
         """Note a variable that the options leave as it is; a second time says nothing new."""

@@ -15,20 +15,16 @@ from fastassign.catalog.keras_legacy import LegacyLayout
 from fastassign.catalog.open import Catalog
 from fastassign.catalog.records import TensorRecord
 from fastassign.errors import Mismatch
-from fastassign.matching import conversions
-from fastassign.matching.assignment import LayerConversion, Matching, Notice
+from fastassign.matching.assignment import Matching, Notice
 from fastassign.matching.by_order import match_weights, saved_records
+from fastassign.matching.conversions import Converter, Value
 from fastassign.matching.inside import reorder
+from fastassign.options import LoadOptions
 from fastassign.targets.target import LayerTargets, ModelTargets, Target
 
 
 def match_by_name(
-    model: ModelTargets,
-    catalog: Catalog,
-    layout: LegacyLayout,
-    *,
-    skip_mismatch: bool,
-    match: Literal["names", "stock"],
+    model: ModelTargets, catalog: Catalog, layout: LegacyLayout, *, skip_mismatch: bool, options: LoadOptions
 ) -> Matching:
     """Match the layers of a legacy file to those of a model by name.
 
@@ -38,6 +34,7 @@ def match_by_name(
         Weights or shapes of a layer that both have do not agree (the text is stock's), or no layer is shared.
     """
     matching = Matching(library=model.library, layout="legacy")
+    converter = Converter(model, layout, options)
     layers = model.layers()
     by_name: dict[str, list[LayerTargets]] = {}
     for layer in layers:
@@ -54,14 +51,15 @@ def match_by_name(
         for layer in by_name.get(stored.name, ()):
             shared += 1
             inner = records
-            if match == "names" and layer.composite:
+            if options.match == "names" and layer.composite:
                 inner = reorder(matching, model, layer, catalog, stored, records)
-            match_layer(matching, model, k, layer, inner, layout, skip_mismatch=skip_mismatch)
+            match_layer(matching, model, k, layer, converter.values(layer, inner), skip_mismatch=skip_mismatch)
     if layout.top_level is not None:
         own = model.top_level(by_name=True)
         records = saved_records(catalog, layout.top_level)
         shared += bool(own and records)
-        match_top_level(matching, model, own, records, skip_mismatch=skip_mismatch)
+        match_top_level(matching, model, own, records, converter, skip_mismatch=skip_mismatch)
+    matching.hints += converter.hints
     if not shared and any(layer.weights for layer in layout.layers):
         raise Mismatch(
             f"by_name=True matched nothing: none of the {sum(bool(layer.weights) for layer in layout.layers)} saved "
@@ -83,52 +81,19 @@ def match_layer(
     model: ModelTargets,
     k: int,
     layer: LayerTargets,
-    records: list[TensorRecord],
-    layout: LegacyLayout,
+    values: Sequence[Value],
     *,
     skip_mismatch: bool,
 ) -> None:
-    """Match the records of one layer of a file to a layer of the model, by position; texts are those of ``by_name``."""
+    """Match the values for one layer of the model to its variables, by position; texts are those of ``by_name``."""
     place = f"layer #{k} (named {layer.name})"
-    if conversions.needed(model, layer, records, layout):
-        converted = conversions.plan_conversion(model, layer, records, layout)
-        if len(converted.shapes) != len(layer.targets):
-            _count_mismatch(matching, model, k, layer, len(converted.shapes), skip_mismatch)
-            return
-        if converted.conversion is not None:
-            _match_converted(matching, place, layer, converted, converted.conversion, skip_mismatch=skip_mismatch)
-            return
-    if len(records) != len(layer.targets):
-        _count_mismatch(matching, model, k, layer, len(records), skip_mismatch)
+    if len(values) != len(layer.targets):
+        _count_mismatch(matching, model, k, layer, len(values), skip_mismatch)
         return
     if model.library == "keras":
-        match_weights(matching, model, place, layer.targets, records, skip_mismatch=skip_mismatch)
+        match_weights(matching, model, place, layer.targets, values, skip_mismatch=skip_mismatch)
     else:
-        _match_tf_keras(matching, f"Shape mismatch in {place} for weight", place, layer.targets, records, skip_mismatch)
-
-
-def _match_converted(
-    matching: Matching,
-    place: str,
-    layer: LayerTargets,
-    converted: conversions.Converted,
-    conversion: LayerConversion,
-    *,
-    skip_mismatch: bool,
-) -> None:
-    results = list(zip(layer.targets, converted.shapes, converted.untouched, strict=True))
-    wrong = [(target, shape) for target, shape, _ in results if target.shape != shape]
-    for target, shape in wrong:
-        _shape_mismatch(matching, f"Shape mismatch in {place} for weight", place, target, shape, skip_mismatch)
-    if not wrong:
-        matching.conversions.append(conversion)
-        return
-    # A conversion assigns a whole layer. Of one that does not fit, what needs no conversion is still loaded.
-    for target, shape, record in results:
-        if record is not None and target.shape == shape:
-            matching.assign(record, target)
-        elif target.shape == shape:
-            matching.skipped.append(f"{target.name}: comes out of the conversion of a layer that does not fit")
+        _match_tf_keras(matching, f"Shape mismatch in {place} for weight", place, layer.targets, values, skip_mismatch)
 
 
 def _match_tf_keras(
@@ -136,14 +101,14 @@ def _match_tf_keras(
     error: str,
     place: str,
     targets: Sequence[Target],
-    records: Sequence[TensorRecord],
+    values: Sequence[Value],
     skip_mismatch: bool,
 ) -> None:
-    for target, record in zip(targets, records, strict=True):
-        if target.shape == record.shape:
-            matching.assign(record, target)
+    for target, value in zip(targets, values, strict=True):
+        if target.shape == value.shape:
+            matching.assign(value, target)
         else:
-            _shape_mismatch(matching, error, place, target, record.shape, skip_mismatch, record.key)
+            _shape_mismatch(matching, error, place, target, value.shape, skip_mismatch, value.key)
 
 
 def _shape_mismatch(
@@ -170,6 +135,7 @@ def match_top_level(
     model: ModelTargets,
     own: Sequence[Target],
     records: Sequence[TensorRecord],
+    converter: Converter,
     *,
     skip_mismatch: bool,
 ) -> None:
@@ -181,11 +147,13 @@ def match_top_level(
         text = f"Skipping loading top-level weights for model due to mismatch in number of weights. {counts}"
         matching.notices.append(Notice(text, _channel(model)))
         matching.skipped.append("top-level weights: " + counts)
-    elif model.library == "keras":
-        match_weights(matching, model, "top-level model", own, records, skip_mismatch=skip_mismatch)
+        return
+    values = [converter.reshaped(record, target.shape) for record, target in zip(records, own, strict=True)]
+    if model.library == "keras":
+        match_weights(matching, model, "top-level model", own, values, skip_mismatch=skip_mismatch)
     else:
         error = "Shape mismatch in model for top-level weight"
-        _match_tf_keras(matching, error, "top-level", own, records, skip_mismatch)
+        _match_tf_keras(matching, error, "top-level", own, values, skip_mismatch)
 
 
 def _count_mismatch(

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
 
 from fastassign.catalog.keras_legacy import LegacyLayout, SavedLayer
 from fastassign.catalog.open import Catalog
 from fastassign.catalog.records import TensorRecord
 from fastassign.errors import Malformed, Mismatch
 from fastassign.matching import conversions
-from fastassign.matching.assignment import LayerConversion, Matching, Notice
+from fastassign.matching.assignment import Matching, Notice
+from fastassign.matching.conversions import Value
 from fastassign.matching.inside import reorder
+from fastassign.options import LoadOptions
 from fastassign.targets.target import LayerTargets, ModelTargets, Target
 
 
@@ -27,7 +28,7 @@ def match_by_order(
     layout: LegacyLayout,
     *,
     skip_mismatch: bool,
-    match: Literal["names", "stock"],
+    options: LoadOptions,
 ) -> Matching:
     """Match the layers of a legacy file to those of a model by position.
 
@@ -46,22 +47,18 @@ def match_by_order(
             f"{len(saved)} saved layers.",
             hint=_count_hint(catalog, layers, saved),
         )
+    converter = conversions.Converter(model, layout, options)
     pending: list[Callable[[], None]] = []
     for k, (stored, layer) in enumerate(zip(saved, layers, strict=True)):
         records = saved_records(catalog, stored)
         place = f"layer #{k} (named {layer.name})"
-        # Before tf_keras' conversion, which takes weights at other positions for weights of another layout.
-        if match == "names" and layer.composite:
+        # Before any conversion, which takes weights at other positions for weights of another layout.
+        if options.match == "names" and layer.composite:
             records = reorder(matching, model, layer, catalog, stored, records)
-        if conversions.needed(model, layer, records, layout):
-            converted = conversions.plan_conversion(model, layer, records, layout)
-            _check_count(k, layer, stored.name, len(converted.shapes))
-            if converted.conversion is not None:
-                pending.append(partial(_match_converted, matching, model, layer, converted, converted.conversion))
-                continue
-        _check_count(k, layer, stored.name, len(records))
+        values = converter.values(layer, records)
+        _check_count(k, layer, stored.name, len(values))
         pending.append(
-            partial(match_weights, matching, model, place, layer.targets, records, skip_mismatch=skip_mismatch)
+            partial(match_weights, matching, model, place, layer.targets, values, skip_mismatch=skip_mismatch)
         )
         if model.library == "keras":
             pending.pop()()
@@ -75,12 +72,14 @@ def match_by_order(
                 f"Model expects {len(own)} top-level weight(s). "
                 f"Received {len(records)} saved top-level weight(s)"
             )
+        values = [converter.reshaped(record, target.shape) for record, target in zip(records, own, strict=True)]
         pending.append(
-            partial(match_weights, matching, model, "top-level model", own, records, skip_mismatch=skip_mismatch)
+            partial(match_weights, matching, model, "top-level model", own, values, skip_mismatch=skip_mismatch)
         )
     # tf_keras counts the weights of all layers before it assigns the first; Keras 3 goes layer by layer.
     for match_one in pending:
         match_one()
+    matching.hints += converter.hints
     return matching
 
 
@@ -111,41 +110,25 @@ def match_weights(
     model: ModelTargets,
     place: str,
     targets: Sequence[Target],
-    records: Sequence[TensorRecord],
+    values: Sequence[Value],
     *,
     skip_mismatch: bool,
 ) -> None:
-    """Pair records and variables of one layer by position, checking shapes as the library does."""
-    for target, record in zip(targets, records, strict=True):
-        if record.shape == target.shape:
-            matching.assign(record, target)
+    """Pair values and variables of one layer by position, checking shapes as the library does."""
+    for target, value in zip(targets, values, strict=True):
+        if value.shape == target.shape:
+            matching.assign(value, target)
             continue
         if model.library == "tf_keras":
-            text = model.shape_error(target, record.shape)
-            raise Mismatch(text, tensor=record.key, variable=target.name)
+            text = model.shape_error(target, value.shape)
+            raise Mismatch(text, tensor=value.key, variable=target.name)
         detail = (
-            f"weight {target.name}. "
-            f"Weight expects shape {target.shape}. "
-            "Received saved weight "
-            f"with shape {record.shape}"
+            f"weight {target.name}. Weight expects shape {target.shape}. Received saved weight with shape {value.shape}"
         )
         if not skip_mismatch:
-            raise Mismatch(f"Shape mismatch in {place}for {detail}", tensor=record.key, variable=target.name)
+            raise Mismatch(f"Shape mismatch in {place}for {detail}", tensor=value.key, variable=target.name)
         matching.notices.append(Notice(f"Skipping loading weights for {place}due to mismatch in shape for {detail}"))
-        matching.skipped.append(f"{target.name}: shape {target.shape}, saved {record.shape} ({record.key})")
-
-
-def _match_converted(
-    matching: Matching,
-    model: ModelTargets,
-    layer: LayerTargets,
-    converted: conversions.Converted,
-    conversion: LayerConversion,
-) -> None:
-    for target, shape in zip(layer.targets, converted.shapes, strict=True):
-        if shape != target.shape:
-            raise Mismatch(model.shape_error(target, shape), variable=target.name)
-    matching.conversions.append(conversion)
+        matching.skipped.append(f"{target.name}: shape {target.shape}, saved {value.shape} ({value.key})")
 
 
 def _check_count(k: int, layer: LayerTargets, saved_name: str, received: int) -> None:

@@ -17,6 +17,7 @@ from fastassign.catalog.open import Catalog
 from fastassign.catalog.records import TensorRecord
 from fastassign.errors import Mismatch, MissingGroup
 from fastassign.matching.assignment import Failure, Hook, Matching, Notice, failure_text
+from fastassign.matching.conversions import reshaped
 from fastassign.matching.renamed import RenamedGroups
 from fastassign.matching.selection import Selection, path_below
 from fastassign.targets.target import ModelTargets, OwnVariables
@@ -29,6 +30,7 @@ def match_by_path(
     skip_mismatch: bool,
     objects_to_skip: Iterable[Any],
     selection: Selection | None = None,
+    reshape: bool = False,
 ) -> Matching:
     """Match the groups of a Keras 3 weights file to the objects of a model.
 
@@ -44,13 +46,15 @@ def match_by_path(
         Layers that keep their values.
     selection : Selection, optional
         What to load, and under which paths it stands in the file.
+    reshape : bool
+        Whether a dataset of the right size and another shape is reshaped.
 
     Raises
     ------
     Mismatch
         Objects could not be matched; the text is stock's.
     """
-    walk = Walk(model, catalog, skip_mismatch, selection)
+    walk = Walk(model, catalog, skip_mismatch, selection, reshape=reshape)
     if model.library == "keras":
         walk.run_keras3({id(obj) for obj in objects_to_skip})
     else:
@@ -73,11 +77,17 @@ class Walk:
     """Keras' walk over a model, with what is found in a file for each object."""
 
     def __init__(
-        self, model: ModelTargets, catalog: Catalog, skip_mismatch: bool, selection: Selection | None = None
+        self,
+        model: ModelTargets,
+        catalog: Catalog,
+        skip_mismatch: bool,
+        selection: Selection | None = None,
+        *,
+        reshape: bool = False,
     ) -> None:
         self.matching = Matching(library=model.library, layout="keras3")
         self._model, self._catalog, self._skip_mismatch = model, catalog, skip_mismatch
-        self._selection = selection
+        self._selection, self._reshapes = selection, reshape
         contents, old = catalog.contents, model.library == "keras"
         if selection is not None and selection.renames:
             self._groups: VariableGroups = RenamedGroups(contents, selection, old_layers=old)
@@ -292,10 +302,11 @@ class Walk:
             if taken and not taken[index]:
                 continue
             record = self._record(group, str(index))
-            if record.shape != target.shape:
+            value = reshaped(record, target.shape) if self._reshapes else record
+            if value.shape != target.shape:
                 raise _ObjectError(self._model.shape_error(target, record.shape))
             try:
-                self.matching.assign(record, target)
+                self.matching.assign(value, target)
             except Mismatch as error:
                 raise _ObjectError(str(error)) from error
 

@@ -16,12 +16,14 @@ from fastassign.catalog.keras_legacy import LegacyLayout, SavedLayer
 from fastassign.catalog.open import Catalog
 from fastassign.catalog.records import TensorRecord
 from fastassign.errors import Mismatch
-from fastassign.matching import conversions, names
+from fastassign.matching import names
 from fastassign.matching.assignment import Matching
 from fastassign.matching.by_name import match_layer, match_top_level
 from fastassign.matching.by_order import saved_records
+from fastassign.matching.conversions import Converter
 from fastassign.matching.inside import reorder
 from fastassign.matching.selection import Selection, path_below
+from fastassign.options import LoadOptions
 from fastassign.targets.target import LayerTargets, ModelTargets, Target
 
 
@@ -43,7 +45,7 @@ def match_selected(
     *,
     by_name: bool,
     skip_mismatch: bool,
-    match: Literal["names", "stock"],
+    options: LoadOptions,
 ) -> Matching:
     """Match what is selected of a model to the weights of a legacy file.
 
@@ -53,6 +55,7 @@ def match_selected(
         A selected layer is not in the file (unless ``by_name`` or ``skip_mismatch``), or does not fit.
     """
     matching = Matching(library=model.library, layout="legacy")
+    converter = Converter(model, layout, options)
     layers = model.layers()
     saved = _by_layer(_renamed(layout, selection), [layer.name for layer in layers])
     own = model.top_level(by_name=by_name)
@@ -65,14 +68,16 @@ def match_selected(
     for k, (layer, taken) in enumerate(zip(layers, chosen, strict=True)):
         if not any(taken) or layer.name not in saved:
             continue
-        records = _records(matching, model, catalog, layer, saved[layer.name], match)
-        part, version = layer, layout
-        if not all(taken):
-            part, records, version = _part(model, layer, records, layout, taken)
-        match_layer(matching, model, k, part, records, version, skip_mismatch=skip_mismatch)
+        records = _records(matching, model, catalog, layer, saved[layer.name], options.match)
+        values, part = converter.values(layer, records), layer
+        if len(values) == len(layer.targets):  # else all of it, to be refused
+            values = [value for value, take in zip(values, taken, strict=True) if take]
+            part = replace(layer, targets=tuple(t for t, take in zip(layer.targets, taken, strict=True) if take))
+        match_layer(matching, model, k, part, values, skip_mismatch=skip_mismatch)
     if layout.top_level is not None and any(own_chosen):
         _top_level(matching, model, own, saved_records(catalog, layout.top_level), layout.top_level, own_chosen,
-                   skip_mismatch=skip_mismatch)  # fmt: skip
+                   converter, skip_mismatch=skip_mismatch)  # fmt: skip
+    matching.hints += converter.hints
     return matching
 
 
@@ -144,28 +149,6 @@ def _records(
     )
 
 
-def _part(
-    model: ModelTargets,
-    layer: LayerTargets,
-    records: list[TensorRecord],
-    layout: LegacyLayout,
-    taken: Sequence[bool],
-) -> tuple[LayerTargets, list[TensorRecord], LegacyLayout]:
-    """Return a layer and its records without what is not taken; where counts differ, all of it, to be refused."""
-    if len(records) != len(layer.targets):
-        return layer, records, layout
-    if conversions.needed(model, layer, records, layout):
-        if conversions.plan_conversion(model, layer, records, layout).conversion is not None:
-            raise Mismatch(
-                f"layer {layer.name} has an older layout in the file, and is converted as a whole or not at all",
-                hint="include or exclude the whole layer",
-            )
-        layout = replace(layout, keras_version="2")  # which needs none
-    targets = tuple(target for target, take in zip(layer.targets, taken, strict=True) if take)
-    left = [record for record, take in zip(records, taken, strict=True) if take]
-    return replace(layer, targets=targets), left, layout
-
-
 def _top_level(
     matching: Matching,
     model: ModelTargets,
@@ -173,6 +156,7 @@ def _top_level(
     records: list[TensorRecord],
     stored: SavedLayer,
     taken: Sequence[bool],
+    converter: Converter,
     *,
     skip_mismatch: bool,
 ) -> None:
@@ -182,7 +166,7 @@ def _top_level(
     if len(records) == len(own):
         records = [record for record, take in zip(records, taken, strict=True) if take]
         own = tuple(target for target, take in zip(own, taken, strict=True) if take)
-    match_top_level(matching, model, own, records, skip_mismatch=skip_mismatch)
+    match_top_level(matching, model, own, records, converter, skip_mismatch=skip_mismatch)
 
 
 def _chosen(matching: Matching, selection: Selection, layer: str, targets: Sequence[Target]) -> list[bool]:

@@ -1,77 +1,204 @@
-"""Weights of older Keras versions, converted by tf_keras' own function.
+"""Weights of older Keras versions, of Theano and of CuDNN's layers: what becomes of them, decided by shapes.
 
-tf_keras rewrites some weights on loading: Keras 1 layouts, Theano kernels, CuDNN recurrent layers. Its function
-is tried on stand-ins of the right shapes (no data, no memory) to see whether it would touch anything; if so, it
-runs for real when the layer's weights have been read.
+For each layer the records of the file become values of its variables: a record as it stands, or a recipe. Nothing is
+guessed: a conversion is made where the version or the count of the arrays asks for it and the shapes fit afterwards;
+otherwise the records stay as they are, and whoever compares shapes finds what the library itself would complain of.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from itertools import accumulate
 
 from fastassign.catalog.keras_legacy import LegacyLayout
-from fastassign.catalog.open import numpy_dtype
 from fastassign.catalog.records import TensorRecord
-from fastassign.matching.assignment import LayerConversion
-from fastassign.targets.target import LayerTargets, ModelTargets
+from fastassign.matching import convolutions, recipes, recurrent
+from fastassign.matching.recipes import Recipe
+from fastassign.options import LoadOptions
+from fastassign.targets.target import LayerTargets, ModelTargets, Part
+
+Value = TensorRecord | Recipe
+
+_THEANO = "theano"
+
+_UNFLIPPED = (
+    "the file was saved with Theano, whose convolutions turn kernels round; they were loaded as they stand, as Keras "
+    "does: LoadOptions(conv_flip=True) turns them"
+)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Converted:
-    """What a conversion gives.
+class Converter:
+    """Conversions for one file and one model.
+
+    Parameters
+    ----------
+    model : ModelTargets
+        The model.
+    layout : LegacyLayout
+        The file.
+    options : LoadOptions
+        ``conv_flip`` and ``reshape``.
 
     Attributes
     ----------
-    conversion : LayerConversion or None
-        What has to run; ``None`` where the records stay as they are.
-    shapes : tuple of tuple of int
-        The shapes that come out.
-    untouched : tuple of (TensorRecord or None)
-        The record that a result is, where it is one as it stands in the file.
+    hints : list of str
+        What the user may want to change.
     """
 
-    conversion: LayerConversion | None
-    shapes: tuple[tuple[int, ...], ...]
-    untouched: tuple[TensorRecord | None, ...]
+    def __init__(self, model: ModelTargets, layout: LegacyLayout, options: LoadOptions) -> None:
+        self.hints: list[str] = []
+        self._model, self._layout, self._options = model, layout, options
+        self._is_stock_tf_keras = model.library == "tf_keras"
+        self._is_keras_1 = layout.keras_version == "1"
+        self._is_theanos = layout.backend == _THEANO
+        self._may_flip = options.conv_flip or (options.conv_flip is None and self._is_theanos)
 
+    def values(self, layer: LayerTargets, records: Sequence[TensorRecord]) -> Sequence[Value]:
+        """Return what goes into the variables of a layer, in their order.
 
-def needed(model: ModelTargets, layer: LayerTargets, records: Sequence[TensorRecord], layout: LegacyLayout) -> bool:
-    """Whether tf_keras would look at these weights more closely: old version, other count or other shapes."""
-    if model.library != "tf_keras":
+        Returns
+        -------
+        sequence of (TensorRecord or Recipe)
+            Of another length than the variables, or with other shapes, where the weights do not fit.
+
+        Raises
+        ------
+        Mismatch
+            tf_keras refuses the weights; the text is its own.
+        """
+        if not self._is_concerned(layer, records):
+            return records
+        parts = self._model.parts(layer)
+        values = self._converted(layer, parts, records)
+        if values is not None:
+            flips = self._may_flip and self._flips(layer, parts, records)
+            values = self._adapted(layer, parts if flips else (), values)
+            if _fit(values, layer):
+                return values
+        if self._is_stock_tf_keras:
+            return self._of_tf_keras(layer, records, values)
+        # Keras 3 complains of the number of arrays in the file before it looks at shapes.
+        return records if values is None or len(records) != len(values) else values
+
+    def reshaped(self, value: Value, shape: tuple[int, ...]) -> Value:
+        """Return a value with another shape, where ``reshape`` allows it and the size is right."""
+        return reshaped(value, shape) if self._options.reshape else value
+
+    def _is_concerned(self, layer: LayerTargets, records: Sequence[TensorRecord]) -> bool:
+        """Whether anything may have to be converted; for most files this is all that is done."""
+        if self._may_flip or not _fit(records, layer):
+            return True
+        # tf_keras goes by the version alone; Keras 3 loads what fits, unless the names are those of Keras 1.
+        return self._is_keras_1 and (self._is_stock_tf_keras or any(map(convolutions.is_keras_1_name, records)))
+
+    def _converted(
+        self, layer: LayerTargets, parts: Sequence[Part], records: Sequence[TensorRecord]
+    ) -> list[Value] | None:
+        """Convert each part; none if the number of arrays is wrong."""
+        counts = self._counts(layer, parts, len(records))
+        if sum(counts) != len(records):
+            return None
+        starts = [0, *accumulate(counts)]
+        values: list[Value] = [records[min(start, len(records) - 1)] for start in starts[:-1]]
+        for part in parts:
+            own = [record for p in part.positions for record in records[starts[p] : starts[p] + counts[p]]]
+            wanted = [layer.targets[position].shape for position in part.positions]
+            found = self._part(part, own, wanted)
+            if found is None and len(own) != len(wanted):
+                return None
+            if found is None or len(found) != len(wanted):
+                continue
+            fits = all(value.shape == shape for value, shape in zip(found, wanted, strict=True))
+            if fits or self._is_stock_tf_keras or len(own) != len(wanted):
+                for position, value in zip(part.positions, found, strict=True):
+                    values[position] = value
+        return values
+
+    def _counts(self, layer: LayerTargets, parts: Sequence[Part], received: int) -> list[int]:
+        """Return how many arrays of the file stand in the place of each weight."""
+        counts = [1] * len(layer.targets)
+        if self._is_keras_1 and received != len(counts):
+            for part in parts:
+                count = recurrent.keras_1_count(part.kind, len(part.positions))
+                if count > len(part.positions):
+                    # All arrays of the layer stand where its first weight does.
+                    for position in part.positions:
+                        counts[position] = 0
+                    counts[part.positions[0]] = count
+        return counts
+
+    def _part(
+        self, part: Part, records: Sequence[TensorRecord], wanted: Sequence[tuple[int, ...]]
+    ) -> Sequence[Value] | None:
+        if len(records) > len(wanted):
+            return recurrent.from_gates(part.kind, records, part.data_format)
+        if part.kind not in convolutions.KERNELS:
+            return recurrent.from_other_implementation(part.kind, records, wanted)
+        count = convolutions.KERNELS[part.kind]
+        kernel = recipes.stored(records[0])
+        if self._is_keras_1 and part.kind != "ConvLSTM2D":
+            prefers_stored = not (self._is_stock_tf_keras or convolutions.is_keras_1_name(records[0]))
+            kernel = convolutions.from_keras_1(
+                part.kind, kernel, wanted[0], part.data_format, prefers_stored=prefers_stored
+            )
+        kernels = [kernel, *map(recipes.stored, records[1:count])]
+        if kernel.shape != wanted[0] and self._is_stock_tf_keras and (self._is_keras_1 or not self._options.reshape):
+            kernels = list(map(convolutions.undone, kernels))
+        return [*kernels, *records[count:]]
+
+    def _flips(self, layer: LayerTargets, parts: Sequence[Part], records: Sequence[TensorRecord]) -> bool:
+        """Whether kernels are turned round: where asked for, else only where the library itself could not load them."""
+        if self._options.conv_flip or not any(part.kind in convolutions.KERNELS for part in parts):
+            return bool(self._options.conv_flip)
+        shapes = [record.shape for record in records]
+        try:
+            found = self._model.loader_shapes(layer, shapes, self._layout.keras_version, self._layout.backend)
+        except ValueError:
+            return True
+        of_stock = [shapes[each] if isinstance(each, int) else each for each in found]
+        if of_stock != [target.shape for target in layer.targets]:
+            return True
+        if _UNFLIPPED not in self.hints:
+            self.hints.append(_UNFLIPPED)
         return False
-    shapes = [record.shape for record in records]
-    return layout.keras_version == "1" or shapes != [target.shape for target in layer.targets]
+
+    def _adapted(self, layer: LayerTargets, flipped: Sequence[Part], values: list[Value]) -> list[Value]:
+        for part in flipped:
+            for position in part.positions[: convolutions.KERNELS.get(part.kind, 0)]:
+                values[position] = convolutions.flipped(values[position])
+        return [self.reshaped(value, target.shape) for value, target in zip(values, layer.targets, strict=True)]
+
+    def _of_tf_keras(
+        self, layer: LayerTargets, records: Sequence[TensorRecord], values: Sequence[Value] | None
+    ) -> Sequence[Value]:
+        """Return what tf_keras' own function makes of weights that do not fit: its errors, and its exceptions."""
+        shapes = [record.shape for record in records]
+        found = self._model.loader_shapes(layer, shapes, self._layout.keras_version, self._layout.backend)
+        results: list[Value] = []
+        for i, each in enumerate(found):
+            if isinstance(each, int):
+                wanted = layer.targets[i].shape if i < len(layer.targets) else records[each].shape
+                results.append(self.reshaped(records[each], wanted))
+            elif values is not None and i < len(values) and values[i].shape == each:
+                results.append(values[i])
+            else:
+                results.append(recipes.unknown(each))
+        return results
 
 
-def plan_conversion(
-    model: ModelTargets, layer: LayerTargets, records: Sequence[TensorRecord], layout: LegacyLayout
-) -> Converted:
-    """Try tf_keras' conversion on stand-ins.
+def reshaped(value: Value, shape: tuple[int, ...]) -> Value:
+    """Return a value with another shape, where its size is right."""
+    if value.shape == shape or math.prod(value.shape) != math.prod(shape):
+        return value
+    recipe = value if isinstance(value, Recipe) else recipes.stored(value)
+    return recipe.reshaped(shape)
 
-    Raises
-    ------
-    Mismatch
-        tf_keras refuses the weights.
-    """
-    stand_ins: list[Any] = [
-        np.broadcast_to(np.zeros((), numpy_dtype(record.dtype)), record.shape) for record in records
-    ]
-    given = list(stand_ins)
-    # The protocol leaves it out: only tf_keras converts.
-    results = model.convert_layer(layer.layer, given, layout.keras_version, layout.backend)  # type: ignore[attr-defined]
-    by_stand_in = {id(stand_in): record for stand_in, record in zip(stand_ins, records, strict=True)}
-    # A nested model's own weights come back as its variables, which would drop the values in the file (facts:
-    # bug B9); by position they are still there.
-    own = [not isinstance(result, np.ndarray) for result in results]
-    untouched = tuple(by_stand_in.get(id(result)) for result in results)
-    same = len(results) == len(records) and all(own[i] or untouched[i] is record for i, record in enumerate(records))
-    if same:
-        return Converted(None, tuple(record.shape for record in records), tuple(records))
-    conversion = LayerConversion(
-        layer.layer, layer.name, tuple(records), layer.targets, layout.keras_version, layout.backend
-    )
-    return Converted(conversion, tuple(tuple(result.shape) for result in results), untouched)
+
+def _fit(values: Sequence[Value], layer: LayerTargets) -> bool:
+    if len(values) != len(layer.targets):
+        return False
+    for value, target in zip(values, layer.targets, strict=True):  # noqa: SIM110 - half the time of all()
+        if value.shape != target.shape:
+            return False
+    return True

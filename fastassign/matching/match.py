@@ -123,6 +123,7 @@ def match(
                 skip_mismatch=request.skip_mismatch,
                 objects_to_skip=request.objects_to_skip or (),
                 selection=selection,
+                reshape=options.reshape,
             )
             if request.by_name:
                 matching.skipped.append("by_name: tf_keras ignores it for Keras 3 files, which have no layer names")
@@ -162,12 +163,13 @@ def _match_legacy(
     options: LoadOptions,
     selection: Selection | None,
 ) -> Matching:
-    skip, how = request.skip_mismatch, options.match
+    skip = request.skip_mismatch
     if selection is not None:
-        return match_selected(model, catalog, saved, selection, by_name=request.by_name, skip_mismatch=skip, match=how)
+        by_name = request.by_name
+        return match_selected(model, catalog, saved, selection, by_name=by_name, skip_mismatch=skip, options=options)
     if request.by_name:
-        return match_by_name(model, catalog, saved, skip_mismatch=skip, match=how)
-    return match_by_order(model, catalog, saved, skip_mismatch=skip, match=how)
+        return match_by_name(model, catalog, saved, skip_mismatch=skip, options=options)
+    return match_by_order(model, catalog, saved, skip_mismatch=skip, options=options)
 
 
 def _select(model: ModelTargets | BareTargets, options: LoadOptions) -> Selection | None:
@@ -184,9 +186,7 @@ def _missing(model: ModelTargets | BareTargets, matching: Matching) -> Iterable[
     if model.library == "tensorflow":
         # What has no tensor stands among the skipped, by its name.
         return ()
-    covered = {*matching.assignments, *matching.left_out}
-    for conversion in matching.conversions:
-        covered.update(id(target.variable) for target in conversion.targets)
+    covered = {*matching.assignments, *matching.conversions, *matching.left_out}
     for hook in matching.hooks:
         covered.update(id(variable) for variable in getattr(hook.obj, "weights", ()))
     return (target for target in model.all_targets(matching.layout) if id(target.variable) not in covered)
@@ -194,7 +194,7 @@ def _missing(model: ModelTargets | BareTargets, matching: Matching) -> Iterable[
 
 def _unexpected(catalog: Catalog, matching: Matching, saved: LegacyLayout | None) -> Iterable[TensorRecord]:
     used = {assignment.record.key for assignment in matching.assignments.values()}
-    used.update(record.key for conversion in matching.conversions for record in conversion.records)
+    used.update(record.key for each in matching.conversions.values() for record in each.recipe.records)
     used.update(record.key for hook in matching.hooks for record in hook.records.values())
     # A whole-model file also has the optimizer's slots, which are no weights.
     keys = catalog.contents.records if saved is None else saved.keys

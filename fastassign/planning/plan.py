@@ -11,7 +11,7 @@ from fastassign.catalog.memory import MemoryCatalog
 from fastassign.catalog.open import Catalog
 from fastassign.catalog.records import TensorRecord
 from fastassign.errors import Budget, Refused
-from fastassign.matching.assignment import Assignment, Matching
+from fastassign.matching.assignment import Matching
 from fastassign.options import LoadOptions
 from fastassign.planning.batches import Batch, make_batches
 from fastassign.planning.coalesce import overlapping
@@ -62,13 +62,13 @@ class Plan:
     @property
     def nbytes(self) -> int:
         """Bytes that the load reads from the file, decoded."""
-        return sum(batch.nbytes for batch in self.batches) + sum(record.nbytes for record in self.library_records)
+        converted = sum(conversion.recipe.nbytes for conversion in self.matching.conversions.values())
+        return sum(batch.nbytes for batch in self.batches) + sum(r.nbytes for r in self.library_records) + converted
 
     @property
     def library_records(self) -> list[TensorRecord]:
-        """Records that go through the library's own code: hooks and conversions."""
-        hooked = [record for hook in self.matching.hooks for record in hook.records.values()]
-        return hooked + [record for conversion in self.matching.conversions for record in conversion.records]
+        """Records that go through the library's own code: what layers load by themselves."""
+        return [record for hook in self.matching.hooks for record in hook.records.values()]
 
     def execute(self, progress: bool | Callback | None = None) -> Report:
         """Do what the plan says.
@@ -98,7 +98,11 @@ class Plan:
         """
         # What goes through the library's own code is read before too.
         library = sum(record.nbytes for record in self.library_records)
-        least = sum(batch.staged_bytes for batch in self.batches) + self.copied_bytes + library
+        # Of what is converted, all results, and the sources of one.
+        conversions = self.matching.conversions.values()
+        sources = max((each.staged_bytes - each.target.nbytes for each in conversions), default=0)
+        library += sum(each.target.nbytes for each in conversions)
+        least = sum(batch.staged_bytes for batch in self.batches) + max(self.copied_bytes, sources) + library
         if least > self.options.max_staging_bytes:
             what = "all tensors together, which are read before the first is assigned"
             what += " (atomic=True)" if self.atomic else ""
@@ -115,8 +119,11 @@ class Plan:
         ]  # fmt: skip
         for hook in self.matching.hooks:
             rows += [(str(hook.obj), str(r.shape), "", "hook", r.key, r.nbytes) for r in hook.records.values()]
-        for conversion in self.matching.conversions:
-            rows += [(conversion.name, str(r.shape), "", "convert", r.key, r.nbytes) for r in conversion.records]
+        rows += [
+            (c.target.name, str(c.target.shape), c.target.dtype, f"convert ({', '.join(c.recipe.steps)})",
+             c.recipe.key, c.recipe.nbytes)
+            for c in self.matching.conversions.values()
+        ]  # fmt: skip
         return rows
 
     def __str__(self) -> str:
@@ -159,6 +166,7 @@ class Plan:
         return [
             ("skipped", [*matching.skipped, *(f"{each.obj}: {each.error}" for each in matching.failures)]),
             ("repaired", matching.repaired),
+            ("hints", matching.hints),
             ("missing in the file", [target.name for target in matching.missing]),
             ("unexpected in the file", [record.key for record in matching.unexpected]),
         ]
@@ -186,7 +194,7 @@ def make_plan(
     """
     assignments = list(matching.assignments.values())
     if "overlap" not in options.allow:
-        _check_overlaps(catalog, assignments)
+        _check_overlaps(catalog, matching)
     placements = [place(assignment, options, repeated=repeated) for assignment in assignments]
     limit, library = options.max_staging_bytes, _library_bytes(matching)
     # The library's own assign makes two copies of a value on its way, one variable at a time.
@@ -195,7 +203,9 @@ def make_plan(
     least = max(copied + (0 if alone is None else alone.staged_bytes), library)
     if least > limit and not atomic:  # which needs more, and says so below
         if least == library or alone is None:
-            raise _over_budget(catalog, least, limit, "the weights that go through the library's own code")
+            raise _over_budget(
+                catalog, least, limit, "the weights that go through the library's own code, or are converted"
+            )
         raise _over_budget(catalog, least, limit, "the largest tensor", alone.assignment.record.key)
     room = max(limit - copied, 1)
     batches = make_batches(placements, options, room)
@@ -232,14 +242,16 @@ def _over_budget(
 
 def _library_bytes(matching: Matching) -> int:
     hooks = [sum(record.nbytes for record in hook.records.values()) for hook in matching.hooks]
-    # Objects load themselves one by one; conversions are all read before the first is assigned.
-    converted = sum(record.nbytes for conversion in matching.conversions for record in conversion.records)
-    return max(*hooks, converted, 0)
+    # Objects load themselves one by one, and values are converted one by one.
+    converted = [conversion.staged_bytes for conversion in matching.conversions.values()]
+    return max(*hooks, *converted, 0, 0)
 
 
-def _check_overlaps(catalog: Catalog | MemoryCatalog, assignments: Sequence[Assignment]) -> None:
-    records = {assignment.record.key: assignment.record for assignment in assignments}.values()
-    pair = overlapping([(extent, record.key) for record in records for extent in record.extents])
+def _check_overlaps(catalog: Catalog | MemoryCatalog, matching: Matching) -> None:
+    records = {assignment.record.key: assignment.record for assignment in matching.assignments.values()}
+    for conversion in matching.conversions.values():
+        records.update((record.key, record) for record in conversion.recipe.records)
+    pair = overlapping([(extent, record.key) for record in records.values() for extent in record.extents])
     if pair is not None:
         raise Refused(
             f"the datasets {pair[0]} and {pair[1]} share bytes of the file",

@@ -13,7 +13,7 @@ from fastassign.options import LoadOptions
 # "fused": into one tensor of many variables, which one call cuts up and assigns; for loads that come again.
 # "assign": into a host array, and from there by the library's own assign: casts, distributed variables.
 # "feed": into host memory that a TensorFlow 1 session is fed with.
-# "hook": by a layer's own load_own_variables; "convert": through tf_keras' conversion of old layouts.
+# "hook": by a layer's own load_own_variables; "convert": made of arrays of the file, one variable after the other.
 Route = Literal["owned", "arena", "fused", "assign", "feed", "hook", "convert"]
 
 # TensorFlow aborts the process when it computes on a buffer that is not aligned to this.

@@ -8,7 +8,7 @@ here what a class contributes is worked out once, so that an object costs a look
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any, Literal
 
@@ -19,8 +19,9 @@ from keras.src.saving.keras_saveable import KerasSaveable
 from keras.src.utils.naming import to_snake_case
 
 from fastassign.errors import Mismatch, Unsupported
+from fastassign.targets import parts
 from fastassign.targets.identity import layers_held
-from fastassign.targets.target import LayerTargets, Layout, NodeKind, OwnKind, OwnVariables, Target
+from fastassign.targets.target import LayerTargets, Layout, NodeKind, OwnKind, OwnVariables, Part, Target
 from fastassign.targets.variables import keras_target, may_use_handles, shape_error
 
 _UNBUILT = (
@@ -116,6 +117,20 @@ class Keras3Targets:
         weights = list(layer.layer.weights)
         ordered = [v for v in weights if id(v) in thawed] + [v for v in weights if id(v) not in thawed]
         return tuple(map(self.target, ordered))
+
+    def parts(self, layer: LayerTargets) -> list[Part]:
+        """Return the layers inside a top-level layer whose weights older versions stored otherwise."""
+        return parts.collect(layer, _legacy_order)
+
+    def loader_shapes(
+        self,
+        layer: LayerTargets,  # noqa: ARG002 - the same for every layer
+        shapes: Sequence[tuple[int, ...]],
+        version: str,  # noqa: ARG002
+        backend: str | None,  # noqa: ARG002
+    ) -> list[tuple[int, ...] | int]:
+        """Return every array as it stands: Keras 3 converts nothing."""
+        return list(range(len(shapes)))
 
     def top_level(self, *, by_name: bool) -> tuple[Target, ...]:
         """Return the model's own weights.

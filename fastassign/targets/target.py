@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -70,6 +70,25 @@ class LayerTargets:
     composite: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A layer at the bottom of a top-level one (or that itself), of a class that was stored otherwise once.
+
+    Attributes
+    ----------
+    kind : str
+        The name of its class.
+    positions : tuple of int
+        Where its weights stand among those of the top-level layer.
+    data_format : str
+        ``"channels_first"``, ``"channels_last"``, or empty.
+    """
+
+    kind: str
+    positions: tuple[int, ...]
+    data_format: str
+
+
 # How a file is read: layer by layer, object by object, or tensor by tensor.
 Layout = Literal["legacy", "keras3", "named"]
 
@@ -120,6 +139,34 @@ class ModelTargets(Protocol):
 
     def thawed(self, layer: LayerTargets) -> tuple[Target, ...]:
         """Return the variables of a layer in the order they would have if nothing in it were frozen."""
+
+    def parts(self, layer: LayerTargets) -> list[Part]:
+        """Return the layers inside a top-level layer whose weights older versions stored otherwise."""
+
+    def loader_shapes(
+        self, layer: LayerTargets, shapes: Sequence[tuple[int, ...]], version: str, backend: str | None
+    ) -> list[tuple[int, ...] | int]:
+        """Return what the library's own loader makes of the weights of one layer.
+
+        Parameters
+        ----------
+        layer : LayerTargets
+            The layer.
+        shapes : sequence of tuple of int
+            The shapes in the file.
+        version, backend : str
+            What the file says of the Keras that saved it.
+
+        Returns
+        -------
+        list of (tuple of int or int)
+            For each result its shape, or the position in the file of the array that it is as it stands.
+
+        Raises
+        ------
+        Mismatch
+            The library refuses them; the text is its own.
+        """
 
     def top_level(self, *, by_name: bool) -> tuple[Target, ...]:
         """Return the weights that belong to the model itself."""
