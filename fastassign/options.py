@@ -44,9 +44,8 @@ class LoadOptions:
         the file (except with ``by_name``), and what else the file holds is only reported.
     conv_flip : bool, optional
         Whether kernels of convolutions in a legacy file are turned round in all spatial axes, as Theano's
-        convolution needs it. ``None``: where the file says that its backend was Theano and the library itself could
-        not have loaded the layer; what it loads, it loads without a flip, and so does fastassign, with a hint in the
-        report. ``True``: all of the file, whatever it says. ``False``: none.
+        convolution needs it. ``None``: where the file says that its backend was Theano. ``True``: all of the file,
+        whatever it says. ``False``: none, as Keras 3 and tf_keras load it.
     reshape : bool
         Whether an array of the right size but another shape is reshaped into its variable, as Keras 2 did with
         ``load_weights(reshape=True)``.

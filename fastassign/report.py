@@ -29,8 +29,6 @@ class Report:
         Where the names in the file overruled the position, which stock would have used.
     converted : tuple of str
         Variables whose values were made of arrays in another layout or shape, and how (``docs/conversions.md``).
-    hints : tuple of str
-        What loaded as Keras loads it, and may not be what was meant.
     missing : tuple of str
         Variables of the model that got no value.
     unexpected : tuple of str
@@ -62,7 +60,6 @@ class Report:
     skipped: tuple[str, ...] = ()
     repaired: tuple[str, ...] = ()
     converted: tuple[str, ...] = ()
-    hints: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     upgraded: tuple[str, ...] = ()
@@ -108,12 +105,13 @@ class Report:
     def _lines(self) -> list[tuple[str, str]]:
         routes = ", ".join(f"{route} {count}" for route, count in self.routes.items())
         lines = [("assigned", f"{self.assigned} variables ({routes})"), ("bytes", f"{self.nbytes:,}")]
-        for label in ("cast", "skipped", "repaired", "converted", "hints", "missing", "unexpected"):
+        of_few_files = ("converted", "upgraded", "optimizer_left")
+        for label in ("cast", "skipped", "repaired", "missing", "unexpected", *of_few_files):
             items: tuple[str, ...] = getattr(self, label)
-            if not items and label in {"converted", "hints"}:  # of few files
+            if not items and label in of_few_files:
                 continue
             shown = "\n".join(map(printable, items[:5])) + (f"\nand {len(items) - 5} more" if len(items) > 5 else "")
-            lines.append((label, shown if items else "none"))
+            lines.append((label.replace("_", " "), shown if items else "none"))
         stages = ", ".join(f"{stage} {seconds:.3f}" for stage, seconds in self.seconds.items())
         lines.append(("seconds", stages + (" (index from the cache)" if self.index_cached else "")))
         if self.plan != "made":

@@ -27,7 +27,7 @@ def test_python_of_the_readme_runs(number, tmp_path, monkeypatch, capsys):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="dense")])
     path = tmp_path / ("model.h5" if "by_name" in BLOCKS[number] else "model.weights.h5")
     (model.save if path.name == "model.h5" else model.save_weights)(path)
-    names = {"fa": fastassign, "model": model, "path": path}
+    names = {"fa": fastassign, "model": model, "path": path, "build": lambda: keras.models.clone_model(model)}
     exec(compile(BLOCKS[number], "README.md", "exec"), names)
     if "report" in names:
         assert names["report"].assigned == len(names["plan"].rows()) == len(names["catalog"]) == 2
@@ -47,6 +47,18 @@ def test_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
     assert len(blocks) == 2
     for block in blocks:
         exec(compile(block, f"{page}.md", "exec"), names)
+
+
+def test_python_of_load_model_runs(tmp_path, monkeypatch, capsys):
+    keras = pytest.importorskip("keras")
+    monkeypatch.chdir(tmp_path)
+    keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]).save("model.h5")
+    names = {"MyLayer": keras.layers.Layer, "build": lambda: keras.models.load_model("model.h5"), "path": "model.h5"}
+    blocks = blocks_of("load_model")
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, "load_model.md", "exec"), names)
+    assert "2 variables" in capsys.readouterr().out
 
 
 def blocks_of(page, language="python"):

@@ -193,13 +193,15 @@ def test_keras1_names_in_tensorflow_order(k, tmp_path):  # row 11
     assert len(got) == len(expected) and all(map(np.array_equal, got, expected))
 
 
-def test_theano_kernels_are_taken_as_they_are(k, tmp_path):  # row 21
+def test_theano_kernels_are_taken_as_they_are_if_asked(k, tmp_path):  # row 21
     values = np.arange(24, dtype=np.float32).reshape(2, 2, 2, 3)
     path = write_legacy(
         tmp_path / "x.h5", [("c", [("c/kernel:0", values)])], version="2.1.3", backend="theano"
     )  # fmt: skip
     done = check(
-        lambda: k.Sequential([k.Input((4, 4, 2)), k.layers.Conv2D(3, 2, use_bias=False, name="c")], name="m"), path
+        lambda: k.Sequential([k.Input((4, 4, 2)), k.layers.Conv2D(3, 2, use_bias=False, name="c")], name="m"),
+        path,
+        loader=lambda model, path: our_load(model, path, options=fastassign.LoadOptions(conv_flip=False)),
     )
     assert np.array_equal(done.our_model.layers[0].kernel.numpy(), values)
 

@@ -350,7 +350,7 @@ def test_frozen_differently(k, kind, tmp_path):
     assert all(map(np.array_equal, values(layers[0]), wanted)) and report.assigned == 8 and report.repaired
 
 
-def test_older_layouts_are_converted_as_a_whole(tmp_path):
+def test_older_layouts_are_converted(tmp_path):
     k = LIBRARIES["tf_keras"]
 
     def build(name):
@@ -364,8 +364,11 @@ def test_older_layouts_are_converted_as_a_whole(tmp_path):
     assert stock_load(stock, path, by_name=True).error is None
     assert load(model, path, rename={"old": "new"}, exclude="d").assigned == 3
     assert same(model.get_layer("new"), stock.get_layer("old"))
-    with pytest.raises(Mismatch, match="as a whole or not at all"):
-        load(model, path, rename={"old": "new"}, include="new/lstm_cell/kernel")
+    perturb(model, 0.5)
+    assert load(model, path, rename={"old": "new"}, include="new/lstm_cell/kernel").assigned == 1
+    (ours, *others), (theirs, *_) = model.get_layer("new").weights, stock.get_layer("old").weights
+    assert np.array_equal(ours.numpy(), theirs.numpy())
+    assert all(np.all(other.numpy() == 0.5) for other in others)
 
 
 def test_a_loader_keeps_the_selection(k, tmp_path):

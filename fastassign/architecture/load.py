@@ -10,10 +10,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from types import ModuleType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastassign.architecture.optimizer import pairs
-from fastassign.architecture.saved import SavedModel, read_saved
 from fastassign.architecture.slots import read_state
 from fastassign.catalog.keras_legacy import optimizer_tensors, read_layout
 from fastassign.catalog.open import Catalog
@@ -26,6 +25,9 @@ from fastassign.planning.plan import Plan
 from fastassign.report import Report
 from fastassign.targets.discover import check_tensorflow
 from fastassign.verbs import assign
+
+if TYPE_CHECKING:
+    from fastassign.architecture.saved import SavedModel
 
 
 def load_model(
@@ -74,6 +76,7 @@ def load_model(
     >>> model = fa.load_model("model.h5")  # doctest: +SKIP
     """
     check_tensorflow()
+    from fastassign.architecture.saved import read_saved
     from fastassign.targets.deferred import settle
 
     options = options or LoadOptions()

@@ -112,7 +112,6 @@ class Ledger:
             skipped=(*matching.skipped, *(f"{failure.obj}: {failure.error}" for failure in self.failures)),
             repaired=tuple(matching.repaired),
             converted=tuple(self.converted),
-            hints=tuple(matching.hints),
             missing=tuple(target.name for target in matching.missing),
             unexpected=tuple(record.key for record in matching.unexpected),
             nbytes=plan.nbytes,

@@ -143,8 +143,6 @@ class Matching:
         ``id`` of the variables that ``include`` and ``exclude`` leave as they are.
     repaired : list of str
         Where the names in the file overruled the position.
-    hints : list of str
-        What the user may want to change.
     missing : tuple of Target
         Variables of the model that get no value.
     unexpected : tuple of TensorRecord
@@ -162,7 +160,6 @@ class Matching:
     skipped: list[str] = field(default_factory=list)
     left_out: set[int] = field(default_factory=set)
     repaired: list[str] = field(default_factory=list)
-    hints: list[str] = field(default_factory=list)
     missing: tuple[Target, ...] = ()
     unexpected: tuple[TensorRecord, ...] = ()
 

@@ -59,7 +59,6 @@ def match_by_name(
         records = saved_records(catalog, layout.top_level)
         shared += bool(own and records)
         match_top_level(matching, model, own, records, converter, skip_mismatch=skip_mismatch)
-    matching.hints += converter.hints
     if not shared and any(layer.weights for layer in layout.layers):
         raise Mismatch(
             f"by_name=True matched nothing: none of the {sum(bool(layer.weights) for layer in layout.layers)} saved "

@@ -79,7 +79,6 @@ def match_by_order(
     # tf_keras counts the weights of all layers before it assigns the first; Keras 3 goes layer by layer.
     for match_one in pending:
         match_one()
-    matching.hints += converter.hints
     return matching
 
 

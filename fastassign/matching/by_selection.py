@@ -77,7 +77,6 @@ def match_selected(
     if layout.top_level is not None and any(own_chosen):
         _top_level(matching, model, own, saved_records(catalog, layout.top_level), layout.top_level, own_chosen,
                    converter, skip_mismatch=skip_mismatch)  # fmt: skip
-    matching.hints += converter.hints
     return matching
 
 

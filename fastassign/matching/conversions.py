@@ -22,11 +22,6 @@ Value = TensorRecord | Recipe
 
 _THEANO = "theano"
 
-_UNFLIPPED = (
-    "the file was saved with Theano, whose convolutions turn kernels round; they were loaded as they stand, as Keras "
-    "does: LoadOptions(conv_flip=True) turns them"
-)
-
 
 class Converter:
     """Conversions for one file and one model.
@@ -39,20 +34,14 @@ class Converter:
         The file.
     options : LoadOptions
         ``conv_flip`` and ``reshape``.
-
-    Attributes
-    ----------
-    hints : list of str
-        What the user may want to change.
     """
 
     def __init__(self, model: ModelTargets, layout: LegacyLayout, options: LoadOptions) -> None:
-        self.hints: list[str] = []
         self._model, self._layout, self._options = model, layout, options
         self._is_stock_tf_keras = model.library == "tf_keras"
         self._is_keras_1 = layout.keras_version == "1"
-        self._is_theanos = layout.backend == _THEANO
-        self._may_flip = options.conv_flip or (options.conv_flip is None and self._is_theanos)
+        # Theano convolves with kernels turned round; neither library turns them back.
+        self._flips = layout.backend == _THEANO if options.conv_flip is None else options.conv_flip
 
     def values(self, layer: LayerTargets, records: Sequence[TensorRecord]) -> Sequence[Value]:
         """Return what goes into the variables of a layer, in their order.
@@ -72,8 +61,7 @@ class Converter:
         parts = self._model.parts(layer)
         values = self._converted(layer, parts, records)
         if values is not None:
-            flips = self._may_flip and self._flips(layer, parts, records)
-            values = self._adapted(layer, parts if flips else (), values)
+            values = self._adapted(layer, parts if self._flips else (), values)
             if _fit(values, layer):
                 return values
         if self._is_stock_tf_keras:
@@ -87,7 +75,7 @@ class Converter:
 
     def _is_concerned(self, layer: LayerTargets, records: Sequence[TensorRecord]) -> bool:
         """Whether anything may have to be converted; for most files this is all that is done."""
-        if self._may_flip or not _fit(records, layer):
+        if self._flips or not _fit(records, layer):
             return True
         # tf_keras goes by the version alone; Keras 3 loads what fits, unless the names are those of Keras 1.
         return self._is_keras_1 and (self._is_stock_tf_keras or any(map(convolutions.is_keras_1_name, records)))
@@ -146,22 +134,6 @@ class Converter:
         if kernel.shape != wanted[0] and self._is_stock_tf_keras and (self._is_keras_1 or not self._options.reshape):
             kernels = list(map(convolutions.undone, kernels))
         return [*kernels, *records[count:]]
-
-    def _flips(self, layer: LayerTargets, parts: Sequence[Part], records: Sequence[TensorRecord]) -> bool:
-        """Whether kernels are turned round: where asked for, else only where the library itself could not load them."""
-        if self._options.conv_flip or not any(part.kind in convolutions.KERNELS for part in parts):
-            return bool(self._options.conv_flip)
-        shapes = [record.shape for record in records]
-        try:
-            found = self._model.loader_shapes(layer, shapes, self._layout.keras_version, self._layout.backend)
-        except ValueError:
-            return True
-        of_stock = [shapes[each] if isinstance(each, int) else each for each in found]
-        if of_stock != [target.shape for target in layer.targets]:
-            return True
-        if _UNFLIPPED not in self.hints:
-            self.hints.append(_UNFLIPPED)
-        return False
 
     def _adapted(self, layer: LayerTargets, flipped: Sequence[Part], values: list[Value]) -> list[Value]:
         for part in flipped:

@@ -166,7 +166,6 @@ class Plan:
         return [
             ("skipped", [*matching.skipped, *(f"{each.obj}: {each.error}" for each in matching.failures)]),
             ("repaired", matching.repaired),
-            ("hints", matching.hints),
             ("missing in the file", [target.name for target in matching.missing]),
             ("unexpected in the file", [record.key for record in matching.unexpected]),
         ]
