@@ -14,6 +14,7 @@ import tensorflow as tf
 import tf_keras
 
 import fastassign as fa
+from fastassign.architecture import unknown
 from fastassign.architecture.saved import nodes, read_saved
 
 L = tf_keras.layers
@@ -443,6 +444,22 @@ class TestBadInput:
             load(path)
         assert "compile=False" in caught.value.hint
         load(path, compile=False)
+
+    @pytest.mark.parametrize("suffix", ["h5", "keras"])
+    def test_a_file_that_is_replaced_meanwhile(self, suffix, tmp_path, monkeypatch):
+        path, other = (
+            saved(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]), tmp_path / f"{name}.{suffix}", seed)
+            for seed, name in enumerate("mn")
+        )
+        check = unknown.check_code
+
+        def replace(config):
+            other.replace(path)
+            check(config)
+
+        monkeypatch.setattr("fastassign.architecture.keras3.check_code", replace)
+        with pytest.raises(fa.Changed, match="while its model was built"):
+            load(path)
 
     def test_an_archive_cut_short(self, tmp_path):
         model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])

@@ -17,13 +17,14 @@ from fastassign.architecture.slots import read_state
 from fastassign.catalog.keras_legacy import optimizer_tensors, read_layout
 from fastassign.catalog.open import Catalog
 from fastassign.collection import held_back
-from fastassign.errors import Mismatch
+from fastassign.errors import Changed, Mismatch
 from fastassign.matching.match import Request
 from fastassign.options import LoadOptions
 from fastassign.pipeline import Job
 from fastassign.planning.plan import Plan
 from fastassign.report import Report
 from fastassign.targets.discover import check_tensorflow
+from fastassign.targets.target import Layout
 from fastassign.verbs import assign
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def _from_archive(
     begin = time.perf_counter()
     model, changes = library.build_archive(saved, custom_objects, compiled=compiled, safe_mode=safe_mode)
     built = time.perf_counter() - begin
-    report = Job(model=model, request=Request(), options=options, layout="keras3").plan(saved.path).execute()
+    report = _plan(model, saved, options, "keras3").execute()
     library.load_assets(model, saved.path)
     return model, replace(report, upgraded=changes, seconds={**report.seconds, "build": built})
 
@@ -149,10 +150,22 @@ def _from_hdf5(
     begin = time.perf_counter()
     model, changes = library.build(saved, known, safe_mode=safe_mode)
     built = time.perf_counter() - begin
-    plan = Job(model=model, request=Request(), options=options, layout="legacy").plan(saved.path)
+    plan = _plan(model, saved, options, "legacy")
     report = plan.execute()
     report = replace(report, upgraded=changes, seconds={**report.seconds, "build": built})
     return model, _train_on(library, model, saved, known, plan, report, options) if compiled else report
+
+
+def _plan(model: Any, saved: SavedModel, options: LoadOptions, layout: Layout) -> Plan:
+    """Plan the load of the weights, from the very file that the model was built from."""
+    plan = Job(model=model, request=Request(), options=options, layout=layout).plan(saved.path)
+    if isinstance(plan.catalog, Catalog) and plan.catalog.identity != saved.identity:
+        raise Changed(
+            f"{saved.path} was modified or replaced while its model was built",
+            file=saved.path,
+            hint="load it again",
+        )
+    return plan
 
 
 def _library(options: LoadOptions) -> ModuleType:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fastassign.catalog.file import WeightFile
+from fastassign.catalog.file import Identity, WeightFile
 from fastassign.catalog.hdf5 import Decoder
 from fastassign.catalog.open import is_archive
 from fastassign.errors import FastAssignError, Malformed, Mismatch, Refused
@@ -34,6 +34,8 @@ class SavedModel:
     ----------
     path : pathlib.Path
         The file.
+    identity : Identity
+        Which file that was.
     format : {"hdf5", "archive"}
         A legacy ``.h5`` file, or a ``.keras`` archive.
     config : dict
@@ -45,6 +47,7 @@ class SavedModel:
     """
 
     path: Path
+    identity: Identity
     format: Literal["hdf5", "archive"]
     config: dict[str, Any]
     training: dict[str, Any] | None
@@ -84,6 +87,7 @@ def _from_hdf5(file: WeightFile) -> SavedModel:
     training = texts.get("training_config")
     return SavedModel(
         path=file.path,
+        identity=file.identity,
         format="hdf5",
         config=_model(_parse(texts["model_config"], "model_config"), "model_config"),
         training=None if training is None else _object(_parse(training, "training_config"), "training_config"),
@@ -104,7 +108,14 @@ def _from_archive(file: WeightFile) -> SavedModel:
     metadata = _parse(texts.get(_METADATA, "{}"), _METADATA)
     version = metadata.get("keras_version", "") if isinstance(metadata, dict) else ""
     config = _model(_parse(texts[_CONFIG], _CONFIG), _CONFIG)
-    return SavedModel(path=file.path, format="archive", config=config, training=None, keras_version=str(version))
+    return SavedModel(
+        path=file.path,
+        identity=file.identity,
+        format="archive",
+        config=config,
+        training=None,
+        keras_version=str(version),
+    )
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> str:
