@@ -238,6 +238,111 @@ class TestOldConfigurations:
         assert_close(ours, theirs, inputs_of(theirs))
 
 
+def keras_1_file(path, model, layers):
+    """Write what Keras 1.2 would have written of a tf_keras model, TensorFlow's dimension order."""
+    with h5py.File(path, "w") as file:
+        config = [{"class_name": name, "config": {"trainable": True, **arguments}} for name, arguments in layers]
+        file.attrs["model_config"] = json.dumps({"class_name": "Sequential", "config": config})
+        group = file.create_group("model_weights")
+        group.attrs["layer_names"] = [layer.name.encode() for layer in model.layers]
+        for layer in model.layers:
+            arrays = layer.get_weights()
+            if isinstance(layer, L.LSTM):
+                gates = [np.split(array, 4, -1) for array in arrays]
+                # Today's order is i, f, c, o.
+                arrays = [gates[part][gate] for gate in (0, 2, 1, 3) for part in range(3)]
+            inner = group.create_group(layer.name)
+            names = [f"{layer.name}_{i}" for i in range(len(arrays))]
+            inner.attrs["weight_names"] = [name.encode() for name in names]
+            for name, array in zip(names, arrays, strict=True):
+                inner[name] = array
+    return path
+
+
+def filled(model):
+    rng = np.random.default_rng(0)
+    for variable in model.variables:
+        variable.assign(rng.random(tuple(variable.shape)) * 0.5)
+    return model
+
+
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+class TestKeras1:
+    """Made by hand from the `get_config` methods of Keras 1.2: no library at hand reads or writes such files."""
+
+    def test_convolutions(self, library, tmp_path):
+        parts = [
+            L.Conv2D(4, (2, 3), padding="same", activation="relu", input_shape=(6, 6, 2), name="c"),
+            L.MaxPooling2D(name="m"),
+            L.BatchNormalization(name="b"),
+            L.Dropout(0.5, name="p"),
+            L.Flatten(name="f"),
+            L.Dense(3, use_bias=False, name="d"),
+        ]
+        model = filled(tf_keras.Sequential(parts))
+        regularizer = {"name": "WeightRegularizer", "l1": 0.0, "l2": 0.01}
+        constraint = {"name": "MaxNorm", "m": 2, "axis": 0}
+        layers = [
+            ("Convolution2D", {"name": "c", "batch_input_shape": [None, 6, 6, 2], "input_dtype": "float32",
+             "nb_filter": 4, "nb_row": 2, "nb_col": 3, "init": "glorot_uniform", "activation": "relu",
+             "border_mode": "same", "subsample": [1, 1], "dim_ordering": "tf", "W_regularizer": regularizer,
+             "b_regularizer": None, "activity_regularizer": None, "W_constraint": constraint,
+             "b_constraint": None, "bias": True}),
+            ("MaxPooling2D", {"name": "m", "pool_size": [2, 2], "strides": [2, 2], "border_mode": "valid",
+             "dim_ordering": "tf"}),
+            ("BatchNormalization", {"name": "b", "epsilon": 0.001, "mode": 0, "axis": -1, "momentum": 0.99,
+             "gamma_regularizer": None, "beta_regularizer": None}),
+            ("Dropout", {"name": "p", "p": 0.5}),
+            ("Flatten", {"name": "f"}),
+            ("Dense", {"name": "d", "output_dim": 3, "init": "normal", "activation": "linear", "W_regularizer": None,
+             "b_regularizer": None, "activity_regularizer": None, "W_constraint": None, "b_constraint": None,
+             "bias": False, "input_dim": None}),
+        ]  # fmt: skip
+        ours, report = load(keras_1_file(tmp_path / "m.h5", model, layers), library)
+        assert_close(ours, model, inputs_of(model))
+        assert report.assigned == len(model.weights)
+        layer = ours.get_layer("c")
+        assert float(layer.kernel_regularizer.l2) == pytest.approx(0.01)
+        assert layer.kernel_constraint.max_value == 2
+        assert "Keras 1's names replaced" in report.upgraded
+
+    def test_recurrent(self, library, tmp_path):
+        parts = [
+            L.Embedding(9, 4, input_length=5, name="e"),
+            L.LSTM(3, recurrent_activation="hard_sigmoid", name="l"),
+            L.Dense(2, activation="softmax", name="d"),
+        ]
+        model = filled(tf_keras.Sequential(parts))
+        layers = [
+            ("Embedding", {"name": "e", "batch_input_shape": [None, 5], "input_dtype": "int32", "input_dim": 9,
+             "output_dim": 4, "init": "uniform", "input_length": 5, "mask_zero": False, "W_regularizer": None,
+             "activity_regularizer": None, "W_constraint": None, "dropout": 0.0}),
+            ("LSTM", {"name": "l", "return_sequences": False, "go_backwards": False, "stateful": False, "unroll": False,
+             "consume_less": "cpu", "input_dim": 4, "input_length": None, "output_dim": 3, "init": "glorot_uniform",
+             "inner_init": "orthogonal", "forget_bias_init": "one", "activation": "tanh",
+             "inner_activation": "hard_sigmoid", "W_regularizer": None, "U_regularizer": None, "b_regularizer": None,
+             "dropout_W": 0.0, "dropout_U": 0.0}),
+            ("Dense", {"name": "d", "output_dim": 2, "init": "glorot_uniform", "activation": "softmax",
+             "W_regularizer": None, "b_regularizer": None, "activity_regularizer": None, "W_constraint": None,
+             "b_constraint": None, "bias": True, "input_dim": 3}),
+        ]  # fmt: skip
+        ours, _ = load(keras_1_file(tmp_path / "m.h5", model, layers), library)
+        assert_close(ours, model, [np.arange(15, dtype="i4").reshape(3, 5) % 9])
+
+    @pytest.mark.parametrize(
+        ("layer", "text"),
+        [
+            (("BatchNormalization", {"name": "b", "mode": 1}), "of mode 1"),
+            (("Merge", {"name": "m", "mode": "cos"}), "merges by 'cos'"),
+            (("Embedding", {"name": "e", "dropout": 0.5, "input_dim": 2}), "Embedding with dropout"),
+        ],
+    )
+    def test_what_no_later_keras_has(self, library, layer, text, tmp_path):
+        model = tf_keras.Sequential([L.Dense(2, input_shape=(3,), name="d")])
+        with pytest.raises(fa.FastAssignError, match=text):
+            load(keras_1_file(tmp_path / "m.h5", model, [layer]), library)
+
+
 class TestKeras3Files:
     def model(self):
         inputs = keras.Input((4,))

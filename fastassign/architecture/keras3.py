@@ -45,9 +45,7 @@ def build(saved: SavedModel, known: Mapping[str, Any], *, safe_mode: bool) -> tu
     (keras.Model, tuple of str)
         The model, and what was changed in its configuration.
     """
-    config, changes = upgraded(
-        saved.config, rules(_takes, _module_of, is_keras_2=not saved.keras_version.startswith("3."))
-    )
+    config, changes = upgraded(saved.config, rules(_takes, _module_of, version=saved.keras_version))
     if safe_mode:
         check_code(config)
     check_known(config, lambda name: _is_known(name, known))
@@ -63,7 +61,7 @@ def build_archive(
 ) -> tuple[Any, tuple[str, ...]]:
     """Build the model of a ``.keras`` archive, with initial values, and compiled if that is wanted; see ``build``."""
     is_keras_2 = saved.keras_version.startswith("2.")
-    config, changes = upgraded(saved.config, rules(_takes, _module_of, is_keras_2=is_keras_2))
+    config, changes = upgraded(saved.config, rules(_takes, _module_of, version=saved.keras_version))
     if safe_mode:
         check_code(config)
     training = config.get("compile_config")

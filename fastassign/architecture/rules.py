@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from fastassign.architecture.keras1 import keras_1
 from fastassign.architecture.saved import layers_of
 from fastassign.errors import Unsupported
 
@@ -58,7 +59,8 @@ def sequential_input(node: Node) -> bool:
     if shape is None:
         return False
     inner = _config(first["layer"]) if isinstance(first.get("layer"), dict) else {}
-    dtype = first.get("dtype", inner.get("dtype"))
+    # Of Keras 1 `input_dtype`, which is not the dtype of the layer.
+    dtype = first.get("input_dtype", first.get("dtype", inner.get("dtype")))
     name = f"{first['name']}_input" if "name" in first else None
     config = {"batch_shape": shape, "dtype": dtype if isinstance(dtype, str) else "float32"}
     node["config"]["layers"].insert(
@@ -390,7 +392,7 @@ def operations(module_of: Callable[[str], str | None]) -> Callable[[Node], bool]
 
 
 def rules(
-    takes: Callable[[str, str], bool], module_of: Callable[[str], str | None], *, is_keras_2: bool
+    takes: Callable[[str, str], bool], module_of: Callable[[str], str | None], *, version: str
 ) -> tuple[Rule, ...]:
     """Return the rules for a legacy file in Keras 3, in the order in which they apply to one object.
 
@@ -400,11 +402,14 @@ def rules(
         See ``retired_arguments``.
     module_of : callable
         See ``operations``.
-    is_keras_2 : bool
-        Whether Keras 1 or 2, or tf_keras, saved the file.
+    version : str
+        The Keras that saved the file; empty where it does not say, as of Keras 1.
     """
-    old = (
+    if version.startswith("3."):
+        return (Rule("operators told from layers", operations(module_of)),)
+    return (
         Rule("a Sequential's list of layers made a configuration", sequential_list),
+        *_of_keras_1(version),
         Rule("an input layer added to a Sequential", sequential_input),
         Rule("input shapes moved to the input layers", input_shapes),
         Rule("tensors among keyword arguments marked", keyword_tensors),
@@ -421,9 +426,12 @@ def rules(
         Rule("modules of wrapped layers named", wrapped),
         Rule("modules of models renamed", modules),
     )
-    return old if is_keras_2 else (Rule("operators told from layers", operations(module_of)),)
 
 
-def rules_for_tf_keras() -> tuple[Rule, ...]:
-    """Return the rules for a legacy file in tf_keras, which reads all but this of Keras 1 and 2."""
-    return (Rule("reset_after=False for GRUs that do not say", reset_after),)
+def rules_for_tf_keras(version: str) -> tuple[Rule, ...]:
+    """Return the rules for a legacy file in tf_keras, which reads all but this of Keras 2."""
+    return (*_of_keras_1(version), Rule("reset_after=False for GRUs that do not say", reset_after))
+
+
+def _of_keras_1(version: str) -> tuple[Rule, ...]:
+    return () if version and not version.startswith("1.") else (Rule("Keras 1's names replaced", keras_1),)

@@ -31,7 +31,7 @@ def all_objects(custom_objects: Mapping[str, Any]) -> dict[str, Any]:
 
 def build(saved: SavedModel, known: Mapping[str, Any], *, safe_mode: bool) -> tuple[Any, tuple[str, ...]]:
     """Build the model of a legacy file, with initial values and not compiled; see ``keras3.build``."""
-    config, changes = upgraded(saved.config, rules_for_tf_keras())
+    config, changes = upgraded(saved.config, rules_for_tf_keras(saved.keras_version))
     if safe_mode:
         check_code(config)
     check_known(config, lambda name: _is_known(name, known))
