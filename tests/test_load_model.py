@@ -566,6 +566,51 @@ class TestBadInput:
         with pytest.raises(fa.Changed, match="while its model was built"):
             load(path)
 
+    def compiled(self, tmp_path, change):
+        path = tmp_path / "m.h5"
+        model = trained(tf_keras, "adam")
+        with d.quiet():
+            model.save(path)
+        with h5py.File(path, "r+") as file:
+            change(file, file["optimizer_weights"], file["optimizer_weights"].attrs["weight_names"])
+        return path
+
+    @pytest.mark.parametrize("library", ["keras", "tf_keras"])
+    def test_optimizers_that_do_not_fit(self, library, tmp_path):
+        def shape(_, group, names):
+            del group[names[1]]
+            group[names[1]] = np.zeros((7, 7), "f4")
+
+        def lacking(_, group, names):
+            del group[names[1]]
+
+        def linked(file, *_):
+            del file["optimizer_weights"]
+            file["optimizer_weights"] = h5py.ExternalLink("/etc/passwd", "x")
+
+        def nameless(file, *_):
+            file.attrs["training_config"] = '{"loss": "mse"}'
+
+        def unknown_class(file, *_):
+            training = {
+                **json.loads(file.attrs["training_config"]),
+                "optimizer_config": {"class_name": "Mine", "config": {}},
+            }
+            file.attrs["training_config"] = json.dumps(training)
+
+        for change, kind, text in (
+            (shape, fa.Mismatch, r"the state of the optimizer does not fit: Adam/m/.* of shape \(7, 7\)"),
+            (lacking, fa.Malformed, "of the optimizer, but has no dataset of that name"),
+            (linked, fa.Refused, "."),
+            (nameless, fa.Malformed, "training_config names no optimizer"),
+            (unknown_class, fa.Mismatch, "Unknown optimizer: 'Mine'"),
+        ):
+            path = self.compiled(tmp_path, change)
+            with pytest.raises(kind, match=text) as caught:
+                load(path, library)
+            assert caught.value.file == str(path)
+            load(path, library, compile=False)
+
     def test_an_archive_cut_short(self, tmp_path):
         model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
         path = saved(model, tmp_path / "m.keras")

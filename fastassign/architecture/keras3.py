@@ -156,6 +156,9 @@ def compile_model(model: Any, training: dict[str, Any], known: Mapping[str, Any]
         What was changed in the configuration.
     """
     config, changes = for_keras3(training, _optimizer_arguments, lambda name: hasattr(keras.metrics, name))
+    optimizer = config["optimizer_config"]["class_name"]
+    if optimizer not in known and _optimizer_arguments(optimizer) is None:
+        raise ValueError(f"Unknown optimizer: {optimizer!r}")
     with saving_options.keras_option_scope(use_legacy_config=True):
         decoded = json_utils.decode(json.dumps(config))
         model.compile(**saving_utils.compile_args_from_training_config(decoded, dict(known)))

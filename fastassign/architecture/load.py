@@ -17,7 +17,7 @@ from fastassign.architecture.slots import read_state
 from fastassign.catalog.keras_legacy import optimizer_tensors, read_layout
 from fastassign.catalog.open import Catalog
 from fastassign.collection import held_back
-from fastassign.errors import Changed, Mismatch
+from fastassign.errors import Changed, FastAssignError, Malformed, Mismatch
 from fastassign.matching.match import Request
 from fastassign.options import LoadOptions
 from fastassign.pipeline import Job
@@ -192,6 +192,9 @@ def _train_on(
             "No training configuration found in the save file, so the model was *not* compiled. Compile it manually."
         )
         return report
+    optimizer = saved.training.get("optimizer_config")
+    if not isinstance(optimizer, dict) or not isinstance(optimizer.get("class_name"), str):
+        raise Malformed("training_config names no optimizer", file=saved.path, hint="load_model(path, compile=False)")
     try:
         changes = library.compile_model(model, saved.training, known)
     except Exception as error:
@@ -210,7 +213,10 @@ def _restore(library: ModuleType, model: Any, saved: SavedModel, plan: Plan, opt
     catalog = plan.catalog
     if not isinstance(catalog, Catalog) or model.optimizer is None:
         return ()
-    tensors = optimizer_tensors(catalog.contents)
+    try:
+        tensors = optimizer_tensors(catalog.contents)
+    except FastAssignError as error:
+        raise error.at(saved.path) from None
     if not tensors:
         return ()
     names = [name for name, _ in tensors]
@@ -228,6 +234,16 @@ def _restore(library: ModuleType, model: Any, saved: SavedModel, plan: Plan, opt
             [tuple(variable.shape) for variable in updated],
             saved.keras_version,
         )
+        # What Keras 2 wrote in place of slots that an optimizer has not, and single numbers, say nothing.
+        wrong = [position for position in state.left if shapes[position] not in {(), (1,)}]
+        if wrong:
+            raise Mismatch(
+                f"the state of the optimizer does not fit: {names[wrong[0]]} of shape {shapes[wrong[0]]} is no slot of "
+                f"{type(model.optimizer).__name__} for a variable of this model",
+                file=saved.path,
+                tensor=tensors[wrong[0]][1],
+                hint="load_model(path, compile=False), then model.compile(...)",
+            )
         chosen = list(pairs(model.optimizer, updated, state))
     assign([(variable, entries[position]) for variable, position in chosen], options=replace(options, on_report=None))
     used = {position for _, position in chosen}

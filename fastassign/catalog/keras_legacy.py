@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from fastassign.catalog import policy
 from fastassign.catalog.records import Contents
+from fastassign.errors import Malformed
 
 WHOLE_MODEL_GROUP = "model_weights"
 OPTIMIZER_GROUP = "optimizer_weights"
@@ -88,10 +89,25 @@ def read_layout(contents: Contents) -> LegacyLayout:
 
 
 def optimizer_tensors(contents: Contents) -> tuple[tuple[str, str], ...]:
-    """Return (name, key of the record) of the optimizer's tensors in a whole-model file, in saved order."""
-    names = _names(contents, OPTIMIZER_GROUP, "weight_names")
-    found = ((name, f"{OPTIMIZER_GROUP}/{name}") for name in names)
-    return tuple((name, key) for name, key in found if key in contents.records)
+    """Return (name, key of the record) of the optimizer's tensors in a whole-model file, in saved order.
+
+    Raises
+    ------
+    Refused
+        The policy does not allow to follow the path to one.
+    Malformed
+        The file names a tensor that it does not have.
+    """
+    if OPTIMIZER_GROUP in contents.refusals:
+        raise policy.refused(contents.refusals[OPTIMIZER_GROUP])
+    found = tuple((name, f"{OPTIMIZER_GROUP}/{name}") for name in _names(contents, OPTIMIZER_GROUP, "weight_names"))
+    for name, key in found:
+        refusal = contents.refusal_on(key)
+        if refusal is not None:
+            raise policy.refused(refusal)
+        if key not in contents.records:
+            raise Malformed(f"the file lists {name!r} of the optimizer, but has no dataset of that name", tensor=key)
+    return found
 
 
 def _layer(contents: Contents, root: str, name: str) -> SavedLayer:
