@@ -222,6 +222,27 @@ class TestOldConfigurations:
         assert_close(ours, theirs, inputs_of(theirs))
         assert "reset_after=False for GRUs that do not say" in report.upgraded
 
+    @pytest.mark.parametrize("library", ["keras", "tf_keras"])
+    def test_a_wrapper_of_a_custom_layer(self, library, tmp_path):
+        def scaled(k):
+            def build(self, shape):
+                self.scale = self.add_weight(name="scale", shape=(shape[-1],))
+
+            members = {"build": build, "call": lambda self, x: x * self.scale}
+            return type("Scaled", (k.layers.Layer,), members)
+
+        theirs = tf_keras.Sequential([L.Input((3, 4)), L.TimeDistributed(scaled(tf_keras)())])
+
+        def older(config):
+            for node in nodes(config):
+                node.pop("module", None)
+                node.pop("registered_name", None)
+
+        path = self.rewritten(saved(theirs, tmp_path / "m.h5"), older)
+        custom = scaled(keras if library == "keras" else tf_keras)
+        ours, _ = load(path, library, custom_objects={"Scaled": custom})
+        assert_close(ours, theirs, inputs_of(theirs))
+
     def test_initializers(self, tmp_path):
         theirs = sequential("dense")
 

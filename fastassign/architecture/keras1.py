@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastassign.architecture.saved import Node
 from fastassign.errors import Unsupported
-
-Node = dict[str, Any]
 
 _CLASSES = {
     "Convolution1D": "Conv1D",

@@ -21,7 +21,8 @@ from keras.src.ops import numpy as numpy_ops
 from keras.src.saving import object_registration, saving_lib, serialization_lib
 
 from fastassign.architecture import retired  # noqa: F401 - registers what old configurations name
-from fastassign.architecture.rules import MERGING, rules
+from fastassign.architecture.connections import MERGING
+from fastassign.architecture.rules import rules
 from fastassign.architecture.saved import SavedModel
 from fastassign.architecture.training import for_keras3
 from fastassign.architecture.unknown import check_code, check_known

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from fastassign.architecture.connections import inner_calls, keyword_tensors, operations, slashes
 from fastassign.architecture.keras1 import keras_1
-from fastassign.architecture.saved import layers_of
+from fastassign.architecture.saved import Node, layer_name, layers_of, own_config
 from fastassign.errors import Unsupported
-
-Node = dict[str, Any]
 
 
 class Rule(NamedTuple):
@@ -32,15 +31,6 @@ class Rule(NamedTuple):
     apply: Callable[[Node], bool]
 
 
-def _config(node: Node) -> dict[str, Any]:
-    config = node["config"]
-    return config if isinstance(config, dict) else {}
-
-
-def _name(node: Node) -> str:
-    return str(_config(node).get("name", node["class_name"]))
-
-
 def sequential_list(node: Node) -> bool:
     """Keras 1 to 2.2.2: a Sequential's configuration is the list of its layers."""
     if not isinstance(node["config"], list):
@@ -54,11 +44,11 @@ def sequential_input(node: Node) -> bool:
     layers = layers_of(node) if node["class_name"] == "Sequential" else []
     if not layers or layers[0].get("class_name") == "InputLayer":
         return False
-    first = _config(layers[0])
+    first = own_config(layers[0])
     shape = first.get("batch_input_shape")
     if shape is None:
         return False
-    inner = _config(first["layer"]) if isinstance(first.get("layer"), dict) else {}
+    inner = own_config(first["layer"]) if isinstance(first.get("layer"), dict) else {}
     # Of Keras 1 `input_dtype`, which is not the dtype of the layer.
     dtype = first.get("input_dtype", first.get("dtype", inner.get("dtype")))
     name = f"{first['name']}_input" if "name" in first else None
@@ -71,7 +61,7 @@ def sequential_input(node: Node) -> bool:
 
 def input_shapes(node: Node) -> bool:
     """Keras 1 to tf_keras: ``batch_input_shape`` is InputLayer's ``batch_shape`` now, and nobody else's."""
-    config = _config(node)
+    config = own_config(node)
     if "batch_input_shape" not in config:
         return False
     shape = config.pop("batch_input_shape")
@@ -80,104 +70,13 @@ def input_shapes(node: Node) -> bool:
     return True
 
 
-def inner_calls(node: Node) -> bool:
-    """Keras 2, tf_keras: a nested model counts its own building as its first call; in Keras 3 it does not.
-
-    Except where Keras 3 names the outputs of a model: there it takes that call off itself, for all but a Sequential.
-    """
-    layers = layers_of(node)
-    kinds = {str(layer.get("name")): layer.get("class_name") for layer in layers}
-    inner = {name for name, kind in kinds.items() if kind in {"Sequential", "Functional", "Model"}}
-    inbound = [ref for ref in _references([layer.get("inbound_nodes") for layer in layers]) if ref[0] in inner]
-    config = _config(node)
-    ends = [ref for ref in _references([config.get("input_layers"), config.get("output_layers")]) if ref[0] in inner]
-    lowest: dict[str, int] = {}
-    for ref in (*inbound, *ends):
-        lowest[ref[0]] = min(ref[1], lowest.get(ref[0], ref[1]))
-    for ref in (*inbound, *(ref for ref in ends if kinds[ref[0]] == "Sequential")):
-        ref[1] -= lowest[ref[0]]
-    return any(lowest.values())
-
-
-def _references(stack: list[Any]) -> list[list[Any]]:
-    """Return the lists [layer, call, output, ...] that connect the layers of a model."""
-    found = []
-    while stack:
-        value = stack.pop()
-        if isinstance(value, dict):
-            stack.extend(value.values())
-        elif isinstance(value, list):
-            if len(value) >= 3 and isinstance(value[0], str) and isinstance(value[1], int):
-                found.append(value)
-                stack.extend(value[3:])
-            else:
-                stack.extend(value)
-    return found
-
-
-def keyword_tensors(node: Node) -> bool:
-    """tf.keras: tensors among the keyword arguments of a call, and constants; Keras 3 reads its own form only."""
-    layers = layers_of(node)
-    names = {str(layer.get("name")) for layer in layers}
-    changed = False
-    for layer in layers:
-        calls = layer.get("inbound_nodes")
-        for i, call in enumerate(calls if isinstance(calls, list) else []):
-            if not isinstance(call, list) or not all(isinstance(ref, list) and len(ref) >= 3 for ref in call):
-                continue
-            keywords = next((ref[3] for ref in call if len(ref) > 3 and isinstance(ref[3], dict)), {})
-            made = {key: _tensor(value, names) for key, value in keywords.items()}
-            if made == keywords and all(ref[0] in names for ref in call):
-                continue
-            arguments = [_tensor(ref[:3], names) for ref in call]
-            calls[i] = {"args": arguments if len(arguments) == 1 else [arguments], "kwargs": made}  # type: ignore[index]
-            changed = True
-    return changed
-
-
-def _tensor(value: Any, names: set[str]) -> Any:
-    """Return [layer, call, output] as Keras 3 writes it, and a constant as what it is."""
-    if isinstance(value, list) and len(value) >= 3 and isinstance(value[1], int):
-        if value[0] == "_CONSTANT_VALUE":
-            return value[2]
-        if value[0] in names:
-            # What Keras looks at is the history alone.
-            config = {"shape": [], "dtype": "float32", "keras_history": value[:3]}
-            return {"class_name": "__keras_tensor__", "config": config}
-    return [_tensor(item, names) for item in value] if isinstance(value, list) else value
-
-
-def slashes(node: Node) -> bool:
-    """Keras 1 to tf_keras: a layer's name may contain ``/``."""
-    layers = layers_of(node)
-    taken = {_name(layer) for layer in layers} | {str(layer.get("name")) for layer in layers}
-    renamed: dict[str, str] = {}
-    for name in sorted(name for name in taken if "/" in name):
-        new = name.replace("/", "_")
-        while new in taken or new in renamed.values():
-            new += "_"
-        renamed[name] = new
-    own = _config(node)
-    ends = [own.get("input_layers"), own.get("output_layers")]
-    for ref in _references([*(layer.get("inbound_nodes") for layer in layers), *ends]) if renamed else ():
-        ref[0] = renamed.get(ref[0], ref[0])
-    for layer in layers:
-        for place in (layer, _config(layer)):
-            if place.get("name") in renamed:
-                place["name"] = renamed[place["name"]]
-    if "/" in str(own.get("name", "")):
-        own["name"] = own["name"].replace("/", "_")
-        return True
-    return bool(renamed)
-
-
 def policies(node: Node) -> bool:
     """TensorFlow 2.0 to tf_keras: a dtype policy is an object of a class that Keras 3 calls otherwise."""
-    config = _config(node)
+    config = own_config(node)
     dtype = config.get("dtype")
     if not isinstance(dtype, dict) or dtype.get("class_name") not in {"Policy", "PolicyV1"}:
         return False
-    config["dtype"] = _config(dtype).get("name", "float32")
+    config["dtype"] = own_config(dtype).get("name", "float32")
     return True
 
 
@@ -201,7 +100,7 @@ def class_names(node: Node) -> bool:
     if new is None:
         return False
     node["class_name"] = new
-    config = _config(node)
+    config = own_config(node)
     if old == "SyncBatchNormalization":
         config["synchronized"] = True
     if old.startswith("CuDNN"):
@@ -214,7 +113,7 @@ def class_names(node: Node) -> bool:
 
 def reset_after(node: Node) -> bool:
     """Keras 1 to 2.1.5: a GRU that does not say so resets before the matrix product."""
-    config = _config(node)
+    config = own_config(node)
     if node["class_name"] not in {"GRU", "GRUCell"} or "reset_after" in config:
         return False
     config["reset_after"] = False
@@ -261,13 +160,13 @@ def retired_arguments(takes: Callable[[str, str], bool]) -> Callable[[Node], boo
     """
 
     def apply(node: Node) -> bool:
-        config, dropped = _config(node), False
+        config, dropped = own_config(node), False
         for prefix, key, harmless in _GONE:
             if key not in config or not node["class_name"].startswith(prefix) or takes(node["class_name"], key):
                 continue
             if harmless is not None and config[key] not in harmless:
                 raise Unsupported(
-                    f"layer {_name(node)} was saved with {key}={config[key]!r}, which no longer exists",
+                    f"layer {layer_name(node)} was saved with {key}={config[key]!r}, which no longer exists",
                     hint="open the file with tf_keras: LoadOptions(library='tf_keras')",
                 )
             del config[key]
@@ -279,7 +178,7 @@ def retired_arguments(takes: Callable[[str, str], bool]) -> Callable[[Node], boo
 
 def axis(node: Node) -> bool:
     """tf.keras: BatchNormalization's axis is a list of one."""
-    config = _config(node)
+    config = own_config(node)
     value = config.get("axis")
     if node["class_name"] != "BatchNormalization" or not (isinstance(value, list) and len(value) == 1):
         return False
@@ -298,7 +197,7 @@ _HARD_SIGMOID = {
 
 def hard_sigmoids(node: Node) -> bool:
     """Keras 1 to tf_keras: ``hard_sigmoid`` is another function than Keras 3's of that name."""
-    config, changed = _config(node), False
+    config, changed = own_config(node), False
     for key in ("activation", "recurrent_activation"):
         if config.get(key) == "hard_sigmoid":
             config[key] = dict(_HARD_SIGMOID)
@@ -309,7 +208,7 @@ def hard_sigmoids(node: Node) -> bool:
 def initializers(node: Node) -> bool:
     """Keras 1 to TensorFlow 1.15: initializers with a dtype, a distribution called normal, a version in the name."""
     changed = False
-    for key, value in _config(node).items():
+    for key, value in own_config(node).items():
         if not key.endswith("initializer") or not isinstance(value, dict) or not isinstance(value.get("config"), dict):
             continue
         config, name = value["config"], str(value.get("class_name", ""))
@@ -327,7 +226,7 @@ def initializers(node: Node) -> bool:
 def wrapped(node: Node) -> bool:
     """Keras 1 to 2.x: what a wrapper or an RNN holds does not say which module its class is from."""
     changed = False
-    config = _config(node)
+    config = own_config(node)
     for key in ("layer", "backward_layer", "cell", "cells"):
         values = config.get(key)
         for value in values if isinstance(values, list) else [values]:
@@ -336,7 +235,7 @@ def wrapped(node: Node) -> bool:
                 if package:
                     value["registered_name"] = value["class_name"]
                 else:
-                    value.update(module="keras.layers", registered_name=None)
+                    value.update(module="keras.layers", registered_name=name)
                 value["class_name"] = name
                 changed = True
     return changed
@@ -344,7 +243,7 @@ def wrapped(node: Node) -> bool:
 
 def score_modes(node: Node) -> bool:
     """tf_keras: Keras 3 takes the score mode ``dot`` of an attention for the function ``keras.layers.dot``."""
-    config = _config(node)
+    config = own_config(node)
     if node["class_name"] != "Attention" or config.get("score_mode") != "dot":
         return False
     del config["score_mode"]  # the default
@@ -359,36 +258,6 @@ def modules(node: Node) -> bool:
         return False
     node.update(module="keras", registered_name=None)
     return True
-
-
-# Layers that take one list of inputs, and operations of the same names that take two inputs.
-MERGING = frozenset({"Add", "Average", "Maximum", "Minimum", "Multiply", "Subtract"})
-
-
-def operations(module_of: Callable[[str], str | None]) -> Callable[[Node], bool]:
-    """Make the rule for what Keras 3 itself writes: legacy files do not say that ``x + y`` is no layer.
-
-    Parameters
-    ----------
-    module_of : callable
-        Returns the module of an operation that is no layer; ``None`` for what is none.
-    """
-
-    def apply(node: Node) -> bool:
-        changed = False
-        for layer in layers_of(node):
-            name, calls = layer.get("class_name"), layer.get("inbound_nodes")
-            if "module" in layer or not isinstance(name, str) or not isinstance(calls, list):
-                continue
-            arguments = [call.get("args") for call in calls if isinstance(call, dict)]
-            is_call = any(isinstance(each, list) and len(each) > 1 for each in arguments)
-            module = module_of(name) if is_call or name not in MERGING else None
-            if module is not None:
-                layer.update(module=module, registered_name=name)
-                changed = True
-        return changed
-
-    return apply
 
 
 def rules(

@@ -26,6 +26,10 @@ MAX_CONFIG_BYTES = 256 << 20
 _CONFIG, _METADATA = "config.json", "metadata.json"
 
 
+# An object of a configuration: ``class_name``, ``config`` and more.
+Node = dict[str, Any]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedModel:
     """A model as its file describes it.
@@ -163,6 +167,17 @@ def nodes(config: Any) -> Iterator[dict[str, Any]]:
             stack.extend(reversed(value.values()))
         elif isinstance(value, list):
             stack.extend(reversed(value))
+
+
+def own_config(node: Node) -> dict[str, Any]:
+    """Return the arguments of an object; empty where it has none by name."""
+    config = node["config"]
+    return config if isinstance(config, dict) else {}
+
+
+def layer_name(node: Node) -> str:
+    """Return the name of a layer, or of its class."""
+    return str(own_config(node).get("name", node["class_name"]))
 
 
 def layers_of(node: dict[str, Any]) -> list[dict[str, Any]]:
