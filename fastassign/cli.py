@@ -89,8 +89,8 @@ def bench(
     """Measure stock Keras, fastassign and the limit of this machine, interleaved in one process.
 
     G is GPT-like (638 MB in 195 tensors), R is ResNet152 (242 MB in 932), T has 5,000 tiny tensors; graph is a
-    TensorFlow 1 session, swap repeated loads by a Loader, serve a model that is called meanwhile. Files are read from
-    the page cache. Seconds are medians; on a noisy machine only the ratios mean anything.
+    TensorFlow 1 session, swap repeated loads by a Loader, serve a model that is called meanwhile, whole load_model.
+    Files are read from the page cache. Seconds are medians; on a noisy machine only the ratios mean anything.
     """
     _quiet_tensorflow()
     check_tensorflow()
