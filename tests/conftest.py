@@ -1,6 +1,11 @@
 """What every test needs: a quiet TensorFlow and an index cache of its own."""
 
 import os
+import signal
+
+# A job that a shell runs in the background ignores Ctrl-C, and so would the programs that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
