@@ -179,6 +179,17 @@ class TestTfKerasFilesInKeras3:
         assert isinstance(ours, keras.Model)
         assert_close(ours, theirs, inputs_of(theirs))
 
+    def test_a_compiled_archive(self, tmp_path):
+        """Opened and compiled; the state of the optimizer stays behind, and the report says so."""
+        theirs = trained(tf_keras, tf_keras.optimizers.Adam(0.25))
+        with d.quiet():
+            theirs.save(tmp_path / "m.keras")
+        ours, report = load(tmp_path / "m.keras")
+        assert float(ours.optimizer.learning_rate) == 0.25
+        assert "optimizer" in report.skipped[0]
+        assert_close(ours, theirs, [np.ones((2, 4), "f4")])
+        assert np.isfinite(fit(ours, 1)).all()
+
     def test_an_argument_that_mattered(self, tmp_path):
         path = saved(tf_keras.Sequential([L.Input((6, 4)), L.LSTM(3, time_major=True)]), tmp_path / "m.h5")
         with pytest.raises(fa.FastAssignError, match="time_major=True, which no longer exists"):

@@ -61,18 +61,21 @@ def build_archive(
     saved: SavedModel, custom_objects: Mapping[str, Any], *, compiled: bool, safe_mode: bool
 ) -> tuple[Any, tuple[str, ...]]:
     """Build the model of a ``.keras`` archive, with initial values, and compiled if that is wanted; see ``build``."""
-    is_keras_2 = saved.keras_version.startswith("2.")
-    config, changes = upgraded(saved.config, rules(_takes, _module_of, version=saved.keras_version))
+    config = saved.config if compiled else {**saved.config, "compile_config": None}
+    changes: tuple[str, ...] = ()
+    if saved.keras_version.startswith("2."):
+        config, changes = upgraded(config, rules(_takes, _module_of, version=saved.keras_version))
+        training = config.get("compile_config")
+        if isinstance(training, dict):
+            # The same as in a legacy file, but for one name.
+            training["optimizer_config"] = training.pop("optimizer", None)
+            training, more = for_keras3(training, _optimizer_arguments, lambda name: hasattr(keras.metrics, name))
+            training["optimizer"] = training.pop("optimizer_config")
+            # What was left to its default is no number in Keras 3.
+            config["compile_config"] = {key: value for key, value in training.items() if value is not None}
+            changes += more
     if safe_mode:
         check_code(config)
-    training = config.get("compile_config")
-    if not compiled:
-        config["compile_config"] = None
-    elif is_keras_2 and isinstance(training, dict):
-        found = {**training, "optimizer_config": training.get("optimizer")}
-        found, more = for_keras3(found, _optimizer_arguments, lambda name: hasattr(keras.metrics, name))
-        config["compile_config"] = {**found, "optimizer": found.pop("optimizer_config")}
-        changes += more
     with serialization_lib.ObjectSharingScope():
         return keras.saving.deserialize_keras_object(
             config, custom_objects=dict(custom_objects), safe_mode=safe_mode

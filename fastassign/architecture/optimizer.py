@@ -36,7 +36,7 @@ def slot_variables(optimizer: Any, slot: str, variables: Sequence[Any]) -> list[
     """Return the variables of a slot, one for each variable that the optimizer updates; empty where it has none."""
     if hasattr(optimizer, "get_slot_names"):  # tf_keras' legacy optimizers
         names = optimizer.get_slot_names()
-        name = slot if slot in names else {"momentum": "m", "velocity": "v", "velocity_hat": "vhat"}.get(slot, slot)
+        name = slot if slot in names else _ALIASES.get(slot, slot)
         return [optimizer.get_slot(variable, name) for variable in variables] if name in names else []
     lists = _LISTS.get(type(optimizer).__name__.lower(), {})
     name = lists.get(slot) or lists.get(_ALIASES.get(slot, slot), "")

@@ -31,6 +31,7 @@ def all_objects(custom_objects: Mapping[str, Any]) -> dict[str, Any]:
 
 def build(saved: SavedModel, known: Mapping[str, Any], *, safe_mode: bool) -> tuple[Any, tuple[str, ...]]:
     """Build the model of a legacy file, with initial values and not compiled; see ``keras3.build``."""
+    _check_version(saved)
     config, changes = upgraded(saved.config, rules_for_tf_keras(saved.keras_version))
     if safe_mode:
         check_code(config)
@@ -40,16 +41,20 @@ def build(saved: SavedModel, known: Mapping[str, Any], *, safe_mode: bool) -> tu
     return model_configs.model_from_config(decoded, custom_objects=dict(known)), changes
 
 
+def _check_version(saved: SavedModel) -> None:
+    if saved.keras_version.startswith("3."):
+        raise Unsupported(
+            f"the file was saved by Keras {saved.keras_version}, whose configurations tf_keras does not read",
+            file=saved.path,
+            hint="LoadOptions(library='keras')",
+        )
+
+
 def build_archive(
     saved: SavedModel, custom_objects: Mapping[str, Any], *, compiled: bool, safe_mode: bool
 ) -> tuple[Any, tuple[str, ...]]:
     """Build the model of a ``.keras`` archive; see ``keras3.build_archive``."""
-    if saved.keras_version.startswith("3."):
-        raise Unsupported(
-            f"the archive was saved by Keras {saved.keras_version}, whose configurations tf_keras does not read",
-            file=saved.path,
-            hint="LoadOptions(library='keras')",
-        )
+    _check_version(saved)
     if safe_mode:
         check_code(saved.config)
     config = saved.config if compiled else {**saved.config, "compile_config": None}
