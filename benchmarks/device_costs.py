@@ -168,7 +168,7 @@ class Costs:
 
         def cut() -> None:
             with memory.placed(self.card.name):
-                split(slab, batch, lambda nbytes: nbytes)
+                split(slab, batch)
 
         return {**self.each(cut, of=len(variables)), "shapes": len(run_lengths(batch.placements))}
 

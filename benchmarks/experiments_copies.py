@@ -118,7 +118,7 @@ def _slab_seconds(card: Card, costs: Costs) -> float:
                 mark = stream.record()
             mark.wait()
             with memory.placed(card.name):
-                split(slab, batch, lambda nbytes: nbytes)
+                split(slab, batch)
             sync()
 
         return float(costs.each(once, of=1)["seconds"])

@@ -15,7 +15,6 @@ from fastassign.errors import FastAssignError, Unsupported
 from fastassign.matching.assignment import Matching
 from fastassign.matching.match import Request, choose_layout, match
 from fastassign.options import LoadOptions
-from fastassign.planning.lanes import NO_DEVICES
 from fastassign.planning.plan import Plan, make_plan
 from fastassign.progress import Callback
 from fastassign.report import Report
@@ -118,9 +117,11 @@ class Job:
             self.options,
             atomic=self.atomic,
             repeated=self.repeated,
-            devices=NO_DEVICES
-            if self.options.route == "eager"
-            else find_devices({target.device for target in matching.targets}),
+            devices=find_devices(
+                {target.device for target in matching.targets} if self.options.route != "eager" else (),
+                kernels=self.options.cut == "scatter"
+                or any(assignment.fit == "cast" for assignment in matching.assignments.values()),
+            ),
             executor=executor,
             progress=progress,
         )

@@ -55,3 +55,12 @@ def pytest_terminal_summary(terminalreporter, config):
 def own_index_cache(tmp_path_factory, monkeypatch):
     """Keep the user's cache out of the tests, and the tests out of the user's cache."""
     monkeypatch.setenv("FASTASSIGN_CACHE", str(tmp_path_factory.getbasetemp() / "index-cache"))
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    """Put a simulated device in place of CUDA's, and check afterwards that nothing was done wrong."""
+    from simulated import simulated
+
+    with simulated(monkeypatch) as driver:
+        yield driver

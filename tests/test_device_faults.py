@@ -29,12 +29,6 @@ THREADS = pytest.mark.parametrize("threads", [1, 4])
 GPU = "/job:localhost/replica:0/task:0/device:GPU:0"
 
 
-@pytest.fixture
-def driver(monkeypatch):
-    with simulated.simulated(monkeypatch) as driver:
-        yield driver
-
-
 @pytest.fixture(scope="module")
 def new():
     return cards.values()
@@ -442,7 +436,7 @@ def planned(path, *, dtype="float32", device=GPU, devices=None, **how):
     for record in catalog.contents.records.values():
         target = Target(record.key, record.shape, dtype, object(), object(), device)
         matching.assignments[id(target)] = Assignment(record, target, "same" if dtype == "float32" else "cast")
-    devices = find_devices([device]) if devices is None else devices
+    devices = find_devices([device], kernels=True) if devices is None else devices
     return make_plan(catalog, matching, fa.LoadOptions(**how), devices=devices)
 
 
@@ -472,9 +466,9 @@ class TestWithoutADriver:
         def asked():
             raise AssertionError("nobody needs a driver")
 
-        assert find_devices(["/job:localhost/replica:0/task:0/device:TPU:0"]).fallbacks == {}
+        assert find_devices(["/job:localhost/replica:0/task:0/device:TPU:0"], kernels=True).fallbacks == {}
         monkeypatch.setattr(cuda, "find_driver", asked)
-        assert find_devices(["", simulated.HOST]).reached == {}
+        assert find_devices(["", simulated.HOST], kernels=True).reached == {}
 
 
 class TestChoices:

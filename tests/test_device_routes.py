@@ -27,12 +27,6 @@ BY_ROUTE = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture
-def driver(monkeypatch):
-    with simulated.simulated(monkeypatch) as driver:
-        yield driver
-
-
 def on_device(build, device="CPU:1"):
     """Return what builds a model on a device."""
 

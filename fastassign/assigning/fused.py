@@ -57,12 +57,11 @@ class Fusion:
         self.device, self.dtype = targets[0].device, targets[0].dtype
         row = ALIGNMENT // numpy_dtype_of(self.dtype).itemsize
         self.shape = (batch.arena_bytes // ALIGNMENT, row)
-        # Where a device casts them, values fill half of the rows that they come in; and they are all there already.
-        step = ALIGNMENT * (2 if batch.casts else 1)
         cuts = [
             Cut(
                 placement.assignment.target,
-                placement.arena_bytes // step,
+                placement.slab_bytes // ALIGNMENT,
+                # On a device all values are there already.
                 is_argument=not batch.lane and placement.nbytes > _COPIED_BYTES and placement.nbytes % ALIGNMENT != 0,
             )
             for placement in batch.placements

@@ -35,29 +35,24 @@ class SlabBatch(OpenBatch):
         Keeps functions from one load to the next.
     """
 
-    __slots__ = ("_address", "_addresses", "_fence", "_fusions", "_lane", "_slab", "_stored", "_values")
+    __slots__ = ("_address", "_addresses", "_fence", "_fusions", "_lane", "_slab", "_values")
 
     def __init__(self, batch: Batch, lane: Lane, fusions: Fusions) -> None:
         super().__init__(batch)
         self._lane, self._fusions = lane, fusions
         target = batch.placements[0].assignment.target
         # What arrives is of the file's dtype: another one only where it is cast.
-        self._stored = "float32" if batch.casts else target.dtype
-        self._slab: Any = device.empty(_rows(batch.arena_bytes, self._stored), self._stored, lane.device)
+        stored = "float32" if batch.casts else target.dtype
+        self._slab: Any = device.empty(_rows(batch.arena_bytes, stored), stored, lane.device)
         self._values: list[Any] = []
         if batch.cut == "scatter":
             self._values = [device.value_of(placement.assignment.target) for placement in batch.placements]
         elif batch.casts:
-            nbytes = self._scaled(batch.arena_bytes - batch.head_bytes)
+            nbytes = sum(placement.slab_bytes for placement in batch.placements)
             self._values = [device.empty(_rows(nbytes, target.dtype), target.dtype, lane.device)]
         self._address = 0
         self._addresses: list[int] = []
         self._fence: Fence | None = None
-
-    def _scaled(self, nbytes: int) -> int:
-        """Return what bytes of the file are in the variables' dtype."""
-        dtype = self.batch.placements[0].assignment.target.dtype
-        return nbytes // numpy_dtype_of(self._stored).itemsize * numpy_dtype_of(dtype).itemsize
 
     def locate(self) -> None:
         """Ask for the addresses; see ``OpenBatch.locate``."""
@@ -85,44 +80,31 @@ class SlabBatch(OpenBatch):
     def _launch(self, head: np.ndarray[Any, Any]) -> Scatter:
         """Write the table for the kernel, and return what it is told."""
         batch = self.batch
-        table = self._table()
-        head[: table.nbytes].view(np.int64)[:] = table.reshape(-1)
         target = batch.placements[0].assignment.target
+        # The kernel counts in elements of both dtypes; what it only copies, in bytes.
+        wide, narrow = (4, numpy_dtype_of(target.dtype).itemsize) if batch.casts else (1, 1)
+        # Each value by itself, or all that the slab holds at once.
+        starts = batch.arena_starts if batch.cut == "scatter" else (batch.head_bytes,)
+        slab_bytes = batch.arena_bytes - batch.head_bytes
+        sizes = [p.nbytes for p in batch.placements] if batch.cut == "scatter" else [slab_bytes]
         lowest = min(self._addresses)
-        ends = (
-            address + self._scaled(nbytes) for address, nbytes in zip(self._addresses, self._value_bytes(), strict=True)
+        table = np.array(
+            [
+                ((start - batch.head_bytes) // wide, (address - lowest) // narrow, nbytes // wide)
+                for start, address, nbytes in zip(starts, self._addresses, sizes, strict=True)
+            ],
+            dtype=np.int64,
         )
+        head[: table.nbytes].view(np.int64)[:] = table.reshape(-1)
         return Scatter(
             source=self._address + batch.head_bytes,
-            source_nbytes=batch.arena_bytes - batch.head_bytes,
+            source_nbytes=slab_bytes,
             destination=lowest,
-            destination_nbytes=max(ends) - lowest,
+            destination_nbytes=int((table[:, 1] + table[:, 2]).max()) * narrow,
             table=self._address,
             rows=len(table),
             longest=int(table[:, 2].max()),
             kind=CASTS["float32", target.dtype] if batch.casts else "copy",
-        )
-
-    def _value_bytes(self) -> list[int]:
-        """Return the bytes in the slab of each tensor that the kernel writes to."""
-        if self.batch.cut == "scatter":
-            return [placement.nbytes for placement in self.batch.placements]
-        return [self.batch.arena_bytes - self.batch.head_bytes]
-
-    def _table(self) -> np.ndarray[Any, Any]:
-        """Return where each run of elements begins in the slab and in the destination, and how long it is."""
-        batch = self.batch
-        # The kernel counts in elements of both dtypes; what it only copies, in bytes.
-        target = batch.placements[0].assignment.target
-        stored, itemsize = (4, numpy_dtype_of(target.dtype).itemsize) if batch.casts else (1, 1)
-        starts = batch.arena_starts if batch.cut == "scatter" else (batch.head_bytes,)
-        lowest = min(self._addresses)
-        return np.array(
-            [
-                ((start - batch.head_bytes) // stored, (address - lowest) // itemsize, nbytes // stored)
-                for start, address, nbytes in zip(starts, self._addresses, self._value_bytes(), strict=True)
-            ],
-            dtype=np.int64,
         )
 
     def settle(self) -> None:
@@ -161,7 +143,7 @@ class SlabBatch(OpenBatch):
             if batch.cut == "function":
                 self._fusions.of(batch).assign(values)
             else:
-                split(values, batch, self._scaled)
+                split(values, batch)
         ledger.enter("fused", names, batch.nbytes)
 
 

@@ -237,21 +237,20 @@ def _batch(
         staged_bytes=sum(p.staged_bytes for p in placements),
         cut=cut,
         head_bytes=head_bytes,
-        device_bytes=_device_bytes(placements, arena, head_bytes, cut) if placements[0].lane else 0,
+        device_bytes=_device_bytes(placements, arena, cut) if placements[0].lane else 0,
     )
 
 
-def _device_bytes(placements: Sequence[Placement], arena: int, head_bytes: int, cut: Cut | None) -> int:
+def _device_bytes(placements: Sequence[Placement], arena: int, cut: Cut | None) -> int:
     values = [p.assignment.target.nbytes for p in placements]
     if cut is None:
         return sum(values)
     if cut == "scatter":
         return arena + sum(values)
-    # What is cast has half of the size, in a slab of its own.
-    shrunk = 2 if placements[0].casts else 1
-    slab = (arena - head_bytes) // 2 if placements[0].casts else 0
+    # What is cast comes into a slab of its own.
+    slab = sum(p.slab_bytes for p in placements) if placements[0].casts else 0
     # A value that does not fill its place is cut off by a copy, and those of one shape are taken apart by another.
-    copied = sum(nbytes for p, nbytes in zip(placements, values, strict=True) if nbytes < p.arena_bytes // shrunk)
+    copied = sum(nbytes for p, nbytes in zip(placements, values, strict=True) if nbytes < p.slab_bytes)
     return arena + slab + 2 * copied
 
 

@@ -67,6 +67,11 @@ class Placement:
     lane: str = ""
     casts: bool = False
 
+    @property
+    def slab_bytes(self) -> int:
+        """Bytes of its place in the slab that is cut up: what is cast on the way there takes half."""
+        return self.arena_bytes // 2 if self.casts else self.arena_bytes
+
 
 def place(
     assignment: Assignment, options: LoadOptions, *, repeated: bool, devices: Devices, slot_bytes: int

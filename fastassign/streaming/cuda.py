@@ -15,13 +15,16 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fastassign.errors import DeviceFailed, NotPageLocked, annotate
 from fastassign.kernels.scatter import Kind
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _log = logging.getLogger("fastassign")
 
@@ -85,10 +88,10 @@ class Scatter:
     destination, destination_nbytes : int
         The lowest address that is written to, and the bytes from there to the end of the last value.
     table, rows : int
-        Address on the device and rows of the table: for each run of elements where it begins in the slab, where in
-        what the destination spans, and how many they are, all in elements.
+        Address on the device and rows of the table: where each run begins in the slab, where in what the destination
+        spans, and its length; in elements where it is cast, in bytes where it is only copied.
     longest : int
-        The most elements in a row.
+        The longest run, in the same unit.
     kind : {"copy", "bfloat16", "float16"}
         What is done with an element.
     """
@@ -265,9 +268,10 @@ class CurrentContext:
     def __init__(self, driver: CudaDriver, ordinal: int) -> None:
         self._driver, self._context = driver, driver.context(ordinal)
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         """Make the device's context the thread's."""
         self._driver.call("cuCtxPushCurrent", self._context)
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -282,7 +286,7 @@ class CurrentContext:
             annotate(error, f"and then {failure}")
 
 
-class CudaStream:
+class CudaStream(CurrentContext):
     """A CUDA stream; it does not wait for the legacy default stream, nor that for it. See ``Stream``.
 
     Parameters
@@ -294,21 +298,10 @@ class CudaStream:
     """
 
     def __init__(self, driver: CudaDriver, ordinal: int) -> None:
-        self._driver, self._ordinal = driver, ordinal
-        self._current = CurrentContext(driver, ordinal)
+        super().__init__(driver, ordinal)
+        self._ordinal = ordinal
         with self:
             self._handle = driver.call("cuStreamCreate", int(driver.bindings.CUstream_flags.CU_STREAM_NON_BLOCKING))
-
-    def __enter__(self) -> CudaStream:
-        """Make this thread one that may add to it."""
-        self._current.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Leave."""
-        self._current.__exit__(kind, error, trace)
 
     def copy(self, destination: int, source: int, nbytes: int) -> None:
         """Copy; see ``Stream``."""
@@ -319,18 +312,7 @@ class CudaStream:
         from fastassign.kernels import scatter
 
         try:
-            scatter.launch(
-                stream=int(self._handle),
-                ordinal=self._ordinal,
-                source=launch.source,
-                source_nbytes=launch.source_nbytes,
-                destination=launch.destination,
-                destination_nbytes=launch.destination_nbytes,
-                table=launch.table,
-                rows=launch.rows,
-                longest=launch.longest,
-                kind=launch.kind,
-            )
+            scatter.launch(stream=int(self._handle), ordinal=self._ordinal, **asdict(launch))
         except Exception as error:  # numba's errors have no root of their own
             raise DeviceFailed(
                 f"a kernel could not be launched: {type(error).__name__}: {error}",
@@ -340,7 +322,7 @@ class CudaStream:
     def record(self, *, timed: bool = False) -> CudaFence:
         """Return a mark; ``timed`` for one whose time is kept."""
         try:
-            return CudaFence(self._driver, self._current, self._handle, timed=timed)
+            return CudaFence(self._driver, self, self._handle, timed=timed)
         except BaseException:
             # Without a mark nobody would wait, and what is copied from would be written to.
             with suppress(DeviceFailed):

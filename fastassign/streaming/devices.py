@@ -13,13 +13,15 @@ _COST = (
 )
 
 
-def find_devices(names: Iterable[str]) -> Devices:
+def find_devices(names: Iterable[str], *, kernels: bool) -> Devices:
     """Find out which devices we can copy to.
 
     Parameters
     ----------
     names : iterable of str
         TensorFlow's full names of the devices that variables stand on; empty for variables without one.
+    kernels : bool
+        Whether kernels of ours are of use: looking for them imports numba, which takes 0.4 s.
 
     Returns
     -------
@@ -34,5 +36,5 @@ def find_devices(names: Iterable[str]) -> Devices:
     if isinstance(driver, cuda.Missing):
         text = f"{driver.reason}: {_COST} ({driver.hint})"
         return Devices(fallbacks={name: f"{name}: {text}" for name in wanted if "/device:GPU:" in name})
-    missing = driver.kernels_missing()
+    missing = driver.kernels_missing() if kernels else "nothing is cast there, and kernels were not looked for"
     return Devices(reached={name: Device(name, missing) for name in wanted if driver.serves(name)})

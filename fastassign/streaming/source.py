@@ -81,11 +81,16 @@ def read_some(source: Source, buffers: Sequence[memoryview], offset: int, nbytes
             failure.errno = error.errno
             raise failure from error
         if count == 0:
-            raise Truncated(
-                f"the file ends at byte {offset}, {nbytes} bytes short",
-                hint="the file was cut short while it was being read: copy or save it again",
-            )
+            raise cut_short(offset, nbytes)
         return count
+
+
+def cut_short(offset: int, nbytes: int) -> Truncated:
+    """Return the error of a file that ends at a byte, so many short of what was wanted."""
+    return Truncated(
+        f"the file ends at byte {offset}, {nbytes} bytes short",
+        hint="the file was cut short while it was being read: copy or save it again",
+    )
 
 
 def _after(buffers: Sequence[memoryview], count: int) -> list[memoryview]:

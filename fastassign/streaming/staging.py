@@ -1,6 +1,6 @@
 """Host memory that devices copy from: whole pages, page-locked where there is a device, kept for the process.
 
-Page-locking costs about as much as filling the memory: it is done once, and what a load gives back serves the next.
+Page-locking takes time for every page: it is done once, and what a load gives back serves the next.
 Unlike the memory of ``buffers`` nothing outlives a load in here: whoever leases it says when it is free again.
 """
 
@@ -57,11 +57,6 @@ class Lease:
         self.address = int(block.memory.ctypes.data)
         self._pool, self._block = pool, block
 
-    @property
-    def is_locked(self) -> bool:
-        """Whether the memory is page-locked."""
-        return self._block.locker is not None
-
     def give_back(self) -> None:
         """Give the memory back: nobody reads or writes it any more, no device either.
 
@@ -89,12 +84,6 @@ class StagingPool:
         self._lock = threading.Lock()
         os.register_at_fork(after_in_child=self._forget)
 
-    @property
-    def owners(self) -> list[str]:
-        """Who has memory of the pool."""
-        with self._lock:
-            return [lease.owner for lease in self._leases]
-
     def lease(self, nbytes: int, *, owner: str, locker: Locker | None, limit_bytes: int) -> Lease:
         """Lend memory.
 
@@ -121,8 +110,8 @@ class StagingPool:
             room = limit_bytes - self.leased_bytes - nbytes
             if room < 0:
                 raise Budget(
-                    f"{nbytes} more bytes of staging memory are needed, {self.leased_bytes} are out, and "
-                    f"max_staging_bytes is {limit_bytes}",
+                    f"{nbytes} more bytes of staging memory are needed, max_staging_bytes leaves {limit_bytes} "
+                    f"for it, and {self.leased_bytes} are out, to {', '.join(self._owners()) or 'nobody'}",
                     hint="raise LoadOptions(max_staging_bytes=), or load one model after the other",
                 )
             block = self._idle_block(nbytes, locker)
@@ -138,6 +127,9 @@ class StagingPool:
         """Give all idle memory to the system."""
         with self._lock:
             self._trim(0)
+
+    def _owners(self) -> list[str]:
+        return list(dict.fromkeys(lease.owner for lease in self._leases))
 
     def _new_block(self, nbytes: int, locker: Locker | None) -> _Block:
         try:

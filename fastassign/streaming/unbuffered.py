@@ -6,9 +6,8 @@ import os
 from types import TracebackType
 
 from fastassign.catalog.file import WeightFile
-from fastassign.errors import Truncated
 from fastassign.planning.lanes import PAGE_BYTES, whole_pages
-from fastassign.streaming.source import Source, read_some
+from fastassign.streaming.source import Source, cut_short, read_some
 
 
 class UnbufferedFile:
@@ -72,11 +71,9 @@ def fill_pages(source: Source, view: memoryview, offset: int, nbytes: int) -> in
         reached = done + read_some(source, [view[done:whole]], first + done, whole - done)
         if reached < wanted:
             # Reads go on at a page; what ends within one ends there for good.
-            reached -= reached % PAGE_BYTES
+            ended = reached % PAGE_BYTES
+            reached -= ended
             if reached == done:
-                raise Truncated(
-                    f"the file ends before byte {first + wanted}",
-                    hint="the file was cut short while it was being read: copy or save it again",
-                )
+                raise cut_short(first + done + ended, wanted - done - ended)
         done = reached
     return start
