@@ -11,6 +11,7 @@ setup(
     packages=[
         *find_packages(include=["fastassign", "fastassign.*"]),
         "fastassign.benchmarks",
+        *(f"fastassign.benchmarks.{package}" for package in find_packages("benchmarks", exclude=["questions"])),
         "fastassign.kernels",
         *(f"fastassign.kernels.{package}" for package in find_packages("kernels")),
     ],

@@ -8,9 +8,9 @@ from __future__ import annotations
 import pytest
 
 import fastassign
-from fastassign.benchmarks.compare import check_equal
-from fastassign.benchmarks.models import demo_model, tiny_layers
-from fastassign.benchmarks.roofline import Limit
+from fastassign.benchmarks.cases.compare import check_equal
+from fastassign.benchmarks.cases.models import demo_model, tiny_layers
+from fastassign.benchmarks.limits.roofline import Limit
 
 CASES = {
     "large-v3": (demo_model, "model.weights.h5"),

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastassign.benchmarks import compare, graph, machine, swap, whole
-from fastassign.benchmarks.models import MODELS
-from fastassign.benchmarks.peak import peak_extra_bytes
+from fastassign.benchmarks import machine
+from fastassign.benchmarks.cases import compare, graph, swap, whole
+from fastassign.benchmarks.cases.models import MODELS
+from fastassign.benchmarks.limits.peak import peak_extra_bytes
 
 Tell = Callable[[str], None]
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from fastassign.architecture.load import deferred_init, load_model
-from fastassign.catalog.open import Catalog
+from fastassign.catalog.catalog import Catalog
 from fastassign.catalog.policy import Limits
 from fastassign.errors import (
     Budget,
@@ -20,7 +20,7 @@ from fastassign.errors import (
     Refused,
     Truncated,
 )
-from fastassign.loader import Loader, LoadFuture
+from fastassign.loader.loader import Loader, LoadFuture
 from fastassign.options import LoadOptions
 from fastassign.patching.switch import accelerate, install, uninstall
 from fastassign.planning.plan import Plan

@@ -119,7 +119,7 @@ def bench(
         raise typer.BadParameter(f"{device!r} is neither cpu nor gpu nor gpu:NUMBER", param_hint="--device")
     _quiet_tensorflow()
     check_tensorflow()
-    from fastassign.benchmarks.device import PARTS, run_device_suite
+    from fastassign.benchmarks.device.suite import PARTS, run_device_suite
     from fastassign.benchmarks.suite import CASES, run_suite
 
     known = list(CASES if device == "cpu" else PARTS)
@@ -160,8 +160,8 @@ def demo() -> None:
     """Build a model, save it with stock Keras, load it with stock and with fastassign, compare, and time both."""
     _quiet_tensorflow()
     check_tensorflow()
-    from fastassign.benchmarks.compare import HEAD, compare
-    from fastassign.benchmarks.models import demo_model
+    from fastassign.benchmarks.cases.compare import HEAD, compare
+    from fastassign.benchmarks.cases.models import demo_model
 
     _say("building a GPT-like model with Keras")
     model = demo_model()

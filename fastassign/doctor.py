@@ -9,13 +9,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastassign.benchmarks import card as cards
+from fastassign.benchmarks.device import card as cards
+from fastassign.benchmarks.limits.roofline import Limit
 from fastassign.benchmarks.machine import versions
-from fastassign.benchmarks.roofline import Limit
 from fastassign.catalog import index_cache
+from fastassign.devices import cuda
 from fastassign.errors import NotPageLocked
 from fastassign.options import LoadOptions
-from fastassign.streaming import cuda
 
 _PROBE_BYTES = 256 << 20
 
@@ -103,7 +103,7 @@ def _card() -> Iterator[tuple[str, str]]:
 
 def _transfer(card: cards.Card) -> str:
     """Measure copies out of memory that is page-locked, and that is not."""
-    from fastassign.benchmarks.device_copies import Sizes, copy_rate
+    from fastassign.benchmarks.device.copies import Sizes, copy_rate
 
     piece = LoadOptions().slot_bytes
     sizes = Sizes(total_bytes=max(_PROBE_BYTES, piece), slots=4, repeats=3)

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fastassign.catalog.catalog import Catalog, open_catalog
 from fastassign.catalog.memory import MemoryCatalog
-from fastassign.catalog.open import Catalog, open_catalog
 from fastassign.errors import FastAssignError, Unsupported
 from fastassign.matching.assignment import Matching
 from fastassign.matching.match import Request, choose_layout, match
@@ -88,8 +88,8 @@ class Job:
         """Plan what was matched already."""
         # All import TensorFlow.
         from fastassign.assigning.execute import execute
-        from fastassign.assigning.fused import Fusions
-        from fastassign.streaming.devices import find_devices
+        from fastassign.assigning.host.fused import Fusions
+        from fastassign.devices.discover import find_devices
         from fastassign.targets.session import find_session
 
         try:

@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from fastassign.catalog.open import Catalog
-from fastassign.collection import held_back
+from fastassign.catalog.catalog import Catalog
 from fastassign.errors import name_state
+from fastassign.gc_pause import held_back
 from fastassign.matching.match import Request
 from fastassign.options import LoadOptions
 from fastassign.pipeline import Job, index, total
@@ -182,7 +182,7 @@ def assign(pairs: Iterable[tuple[Any, Any]], session: Any = None, *, options: Lo
     >>> fa.assign([(layer.kernel, kernel), (layer.bias, 0.5 * bias)])  # doctest: +SKIP
     """
     check_tensorflow()
-    from fastassign.matching.by_pair import match_pairs
+    from fastassign.matching.variables.by_pair import match_pairs
 
     with held_back():
         job = Job(model=None, request=Request(), options=options or LoadOptions(), session=session)
@@ -239,7 +239,7 @@ def release_buffers() -> None:
     to GPUs through, which stay page-locked (at most ``LoadOptions.max_staging_bytes``; what a load that is under way
     needs stays too). Memory of eager variables belongs to TensorFlow, which keeps it itself.
     """
-    from fastassign.streaming import staging
+    from fastassign.devices import staging
     from fastassign.streaming.buffers import POOL
 
     POOL.release()

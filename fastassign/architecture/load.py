@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fastassign.architecture.optimizer import pairs
 from fastassign.architecture.slots import read_state
+from fastassign.catalog.catalog import Catalog
 from fastassign.catalog.keras_legacy import optimizer_tensors, read_layout
-from fastassign.catalog.open import Catalog
-from fastassign.collection import held_back
 from fastassign.errors import Changed, FastAssignError, Malformed, Mismatch
+from fastassign.gc_pause import held_back
 from fastassign.matching.match import Request
 from fastassign.options import LoadOptions
 from fastassign.pipeline import Job

@@ -14,19 +14,20 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from fastassign.assigning import graph, host, library
-from fastassign.assigning.batches import EagerBatch, FedBatch, OpenBatch
-from fastassign.assigning.conversion import Converted, convert
-from fastassign.assigning.direct import DirectBatch
-from fastassign.assigning.fused import FusedBatch, Fusions
-from fastassign.assigning.gate import Gate
-from fastassign.assigning.lane import Lanes
-from fastassign.assigning.ledger import Ledger
-from fastassign.assigning.slab import SlabBatch
+from fastassign.assigning import graph, hooks
+from fastassign.assigning.commit import Gate
+from fastassign.assigning.converted import Converted, convert
+from fastassign.assigning.device.direct import DirectBatch
+from fastassign.assigning.device.lane import Lanes
+from fastassign.assigning.device.slab import SlabBatch
+from fastassign.assigning.host import memory
+from fastassign.assigning.host.batches import EagerBatch, FedBatch, OpenBatch
+from fastassign.assigning.host.fused import FusedBatch, Fusions
+from fastassign.assigning.journal import Ledger
+from fastassign.catalog.catalog import numpy_dtype
 from fastassign.catalog.file import WeightFile
 from fastassign.catalog.hdf5 import Decoder
 from fastassign.catalog.memory import MemoryFile
-from fastassign.catalog.open import numpy_dtype
 from fastassign.catalog.records import TensorRecord
 from fastassign.errors import FastAssignError, name_state
 from fastassign.matching.assignment import Failure, Matching, failure_notices
@@ -273,7 +274,7 @@ class _Run:
 
     def _run_library(self, skip_mismatch: bool) -> None:
         ledger, matching = self._ledger, self._plan.matching
-        ledger.rollback, names, failures = library.run_hooks(matching, self._read_array, skip_mismatch=skip_mismatch)
+        ledger.rollback, names, failures = hooks.run_hooks(matching, self._read_array, skip_mismatch=skip_mismatch)
         if names:
             ledger.assigned += names
             ledger.enter("hook", names)
@@ -304,7 +305,7 @@ class _Run:
         if record.encoding == "library":
             self._decode(record, array)
             return array
-        view, start = host.as_bytes(array), 0
+        view, start = memory.as_bytes(array), 0
         for extent in record.extents:
             fill(self._source, [view[start : start + extent.nbytes]], extent.offset, extent.nbytes)
             start += extent.nbytes

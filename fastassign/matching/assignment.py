@@ -9,7 +9,7 @@ from typing import Any, Literal
 from fastassign.catalog.memory import ArrayRecord
 from fastassign.catalog.records import TensorRecord
 from fastassign.errors import Mismatch
-from fastassign.matching.recipes import Recipe
+from fastassign.matching.conversions.recipes import Recipe
 from fastassign.targets.target import Layout, Target
 
 # How stored values become values of the variable. "same": the bytes are the values. "reinterpret": opaque bytes

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fastassign.catalog.catalog import Catalog
 from fastassign.catalog.keras_legacy import LegacyLayout, is_legacy, read_layout
-from fastassign.catalog.open import Catalog
 from fastassign.catalog.records import TensorRecord
 from fastassign.errors import FastAssignError, Mismatch, Unsupported
 from fastassign.matching.assignment import Matching, Notice
-from fastassign.matching.by_key import match_by_key
-from fastassign.matching.by_name import match_by_name
-from fastassign.matching.by_order import match_by_order
-from fastassign.matching.by_path import match_by_path
-from fastassign.matching.by_selection import match_selected
-from fastassign.matching.explain import explain
+from fastassign.matching.keras3.walk import match_by_path
+from fastassign.matching.legacy.by_name import match_by_name
+from fastassign.matching.legacy.by_order import match_by_order
+from fastassign.matching.legacy.selected import match_selected
+from fastassign.matching.mismatch.explain import explain
 from fastassign.matching.selection import Selection
+from fastassign.matching.variables.by_name import match_by_key
 from fastassign.options import LoadOptions
 from fastassign.targets.target import Layout, ModelTargets, Target
 

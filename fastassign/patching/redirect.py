@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from fastassign.collection import held_back
+from fastassign.gc_pause import held_back
 from fastassign.options import LoadOptions
 from fastassign.report import Report, printable
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from fastassign.catalog.catalog import Catalog
 from fastassign.catalog.memory import MemoryCatalog
-from fastassign.catalog.open import Catalog
 from fastassign.errors import Budget
 from fastassign.matching.assignment import Matching
 from fastassign.planning.rings import MIN_SLOT_BYTES

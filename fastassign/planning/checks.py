@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fastassign.catalog.catalog import Catalog
 from fastassign.catalog.memory import MemoryCatalog
-from fastassign.catalog.open import Catalog
 from fastassign.errors import Refused, Unsupported
 from fastassign.matching.assignment import Matching
 from fastassign.options import LoadOptions

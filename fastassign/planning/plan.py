@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from fastassign.catalog.catalog import Catalog
 from fastassign.catalog.memory import MemoryCatalog
-from fastassign.catalog.open import Catalog
 from fastassign.catalog.records import TensorRecord
 from fastassign.matching.assignment import Assignment, Matching
 from fastassign.options import LoadOptions

@@ -1,0 +1,1 @@
+"""Loads to a GPU, measured."""

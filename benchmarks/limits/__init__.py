@@ -1,0 +1,1 @@
+"""What figures are held against: the limit of the hardware, and memory."""

@@ -1,0 +1,1 @@
+"""Experiments on a real card. Not part of the installed package."""

@@ -1,0 +1,87 @@
+"""Values that are made of arrays of the file: one variable's sources at a time are read, then its value is assigned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from fastassign.assigning import graph
+from fastassign.assigning.hooks import ReadArray
+from fastassign.assigning.host import memory
+from fastassign.assigning.journal import Ledger
+from fastassign.matching.assignment import Conversion
+from fastassign.targets.variables import numpy_dtype_of
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Converted:
+    """A value that waits to be assigned: memory that belongs to the variable from then on."""
+
+    conversion: Conversion
+    value: Any
+
+    def assign(self, ledger: Ledger, session: Any) -> None:
+        """Make it the variable's value.
+
+        Parameters
+        ----------
+        ledger : Ledger
+            Where it is entered.
+        session : tf.compat.v1.Session or None
+            Runs the assignment, where the variable belongs to a graph.
+        """
+        conversion, target = self.conversion, self.conversion.target
+        ledger.remember(target)
+        # Named before it changes: an interrupt in between names one variable too many, never one too few.
+        ledger.assigned.append(target.name)
+        if session is not None:
+            # Named still if the run fails: whether it reached the variable is not known.
+            graph.feed(session, [target], [self.value])
+        else:
+            try:
+                self._assign_eagerly()
+            except Exception:
+                ledger.assigned.pop()
+                raise
+        for record, fit in zip(conversion.recipe.records, conversion.fits, strict=True):
+            if fit == "cast":
+                ledger.cast.append(f"{target.name}: {record.dtype} to {target.dtype}")
+                break
+        ledger.converted.append(str(conversion))
+        ledger.enter("convert", (target.name,), conversion.recipe.nbytes)
+
+    def _assign_eagerly(self) -> None:
+        target = self.conversion.target
+        if target.resource is None:
+            target.variable.assign(self.value)
+        elif target.nbytes:
+            with tf.device(target.device):
+                memory.assign(target.resource, self.value, target.nbytes)
+
+
+def convert(conversion: Conversion, read: ReadArray) -> Converted:
+    """Read what a value is made of, and make it."""
+    recipe, target = conversion.recipe, conversion.target
+    dtype = numpy_dtype_of(target.dtype)
+    arrays = [
+        read(record).view(dtype) if fit == "reinterpret" else read(record)
+        for record, fit in zip(recipe.records, conversion.fits, strict=True)
+    ]
+    value, out = _allocate(conversion)
+    recipe.fill(out, arrays)
+    return Converted(conversion, value)
+
+
+def _allocate(conversion: Conversion) -> tuple[Any, np.ndarray[Any, Any]]:
+    target = conversion.target
+    if not target.nbytes or (target.graph is None and target.resource is None):
+        array = np.empty(target.shape, numpy_dtype_of(target.dtype))
+        return array, array
+    if target.graph is not None:
+        view = memory.Arena(target.nbytes, pooled=True).view(0, target.shape, target.dtype)
+        return view, view
+    with tf.device("CPU:0"):
+        return memory.empty(target.shape, target.dtype)

@@ -1,0 +1,1 @@
+"""Putting values into variables of the host."""

@@ -1,0 +1,157 @@
+"""What an execution has done so far: what it can take back, and what it tells."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+from fastassign.assigning.hooks import Rollback
+from fastassign.matching.assignment import Assignment, Failure
+from fastassign.planning.plan import Plan
+from fastassign.planning.routes import Placement
+from fastassign.progress import Callback, ProgressEvent
+from fastassign.report import Report
+from fastassign.targets.target import Target
+
+
+class Ledger:
+    """The books of one execution, kept by the thread that assigns.
+
+    Parameters
+    ----------
+    plan : Plan
+        What is carried out.
+    progress : callable or None
+        Gets a ``ProgressEvent`` for every entry.
+    begin : float
+        When it began, by ``time.perf_counter``.
+    is_reversible : bool
+        Whether old values are kept, to give them back if the load fails.
+
+    Attributes
+    ----------
+    assigned : list of str
+        The variables that have new values, or may have.
+    read_bytes, done_bytes : int
+        Of the file: read, and assigned.
+    seconds : dict of str to float
+        Stages of the execution.
+    rollback : Rollback
+        The old values.
+    failures : list of Failure
+        Objects that failed by their own methods and were skipped.
+    cast, converted : list of str
+        Variables whose values were cast, or made of other arrays, and how.
+    fallbacks : list of str
+        What could not be had on the way to a device, and what that costs.
+    """
+
+    def __init__(self, plan: Plan, progress: Callback | None, begin: float, *, is_reversible: bool) -> None:
+        self.plan = plan
+        self.assigned: list[str] = []
+        self.read_bytes = self.done_bytes = 0
+        self.seconds = {"wait": 0.0, "assign": 0.0}
+        self.rollback = Rollback()
+        self.failures: list[Failure] = list(plan.matching.failures)
+        self._progress, self._begin, self._is_reversible = progress, begin, is_reversible
+        self.cast: list[str] = []
+        self.converted: list[str] = []
+        self.fallbacks: list[str] = list(plan.fallbacks)
+        self._routes: dict[str, int] = {}
+        self._total_bytes = plan.nbytes
+        self._total = sum(len(batch.placements) for batch in plan.batches) + len(plan.matching.conversions)
+
+    def remember(self, target: Target) -> None:
+        """Keep the value of a variable that is about to change."""
+        # Until all is done: a callback may raise, and Ctrl-C may come, after the first assignment.
+        if self._is_reversible:
+            self.rollback.remember(target.variable)
+
+    def take_back(self) -> None:
+        """Give the variables their old values, where they were kept."""
+        if self._is_reversible:
+            self.rollback.restore()
+            self.assigned.clear()
+
+    def note_cast(self, assignment: Assignment) -> None:
+        """Enter that a value was cast, if it was."""
+        if assignment.fit == "cast" or assignment.record.detail.startswith("cast"):
+            self.cast.append(f"{assignment.target.name}: {assignment.record.dtype} to {assignment.target.dtype}")
+
+    def entering(self, placement: Placement) -> Entry:
+        """Return a context in which the variable of a placement is assigned, and which enters that."""
+        return Entry(self, placement)
+
+    def enter(self, route: str, names: Sequence[str], nbytes: int = 0) -> None:
+        """Enter that variables, already among ``assigned``, were assigned, and tell so."""
+        self._routes[route] = self._routes.get(route, 0) + len(names)
+        self.done_bytes += nbytes
+        self.tell(names[-1])
+
+    def tell(self, name: str = "") -> None:
+        """Tell how far the execution is; ``name`` is what was assigned last."""
+        if self._progress is not None:
+            self._progress(
+                ProgressEvent(
+                    read_bytes=max(self.read_bytes, self.done_bytes),
+                    done_bytes=self.done_bytes,
+                    total_bytes=self._total_bytes,
+                    done_variables=len(self.assigned),
+                    total_variables=max(self._total, len(self.assigned)),
+                    seconds=time.perf_counter() - self._begin,
+                    variable=name,
+                )
+            )
+
+    @property
+    def total(self) -> int:
+        """Variables of the plan that are assigned one by one, not by hooks."""
+        return self._total
+
+    def report(self) -> Report:
+        """Sum up."""
+        plan, matching = self.plan, self.plan.matching
+        seconds = {**plan.seconds, **self.seconds, "execute": time.perf_counter() - self._begin}
+        seconds["total"] = sum(plan.seconds.values()) + seconds["execute"]
+        return Report(
+            file=str(plan.catalog.path),
+            assigned=len(self.assigned),
+            cast=tuple(self.cast),
+            skipped=(*matching.skipped, *(f"{failure.obj}: {failure.error}" for failure in self.failures)),
+            repaired=tuple(matching.repaired),
+            converted=tuple(self.converted),
+            fallbacks=tuple(self.fallbacks),
+            missing=tuple(target.name for target in matching.missing),
+            unexpected=tuple(record.key for record in matching.unexpected),
+            nbytes=plan.nbytes,
+            seconds=seconds,
+            routes=self._routes,
+            index_cached=plan.catalog.cached,
+        )
+
+
+class Entry:
+    """The assignment of one variable, as a context; see ``Ledger.entering``."""
+
+    __slots__ = ("_ledger", "_placement")
+
+    def __init__(self, ledger: Ledger, placement: Placement) -> None:
+        self._ledger, self._placement = ledger, placement
+
+    def __enter__(self) -> None:
+        """Name the variable, before it changes: an interrupt names one too many, never one too few."""
+        target = self._placement.assignment.target
+        self._ledger.remember(target)
+        self._ledger.assigned.append(target.name)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Enter it, or take the name back if it was not assigned."""
+        ledger, placement = self._ledger, self._placement
+        if error is None:
+            ledger.note_cast(placement.assignment)
+            ledger.enter(placement.route, (placement.assignment.target.name,), placement.nbytes)
+        elif isinstance(error, Exception):
+            ledger.assigned.pop()

@@ -1,0 +1,1 @@
+"""The HDF5 structures that Keras writes, read without libhdf5."""

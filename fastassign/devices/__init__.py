@@ -1,0 +1,1 @@
+"""Devices: the driver, page-locked memory, rings of slots, and which devices can be reached."""

@@ -1,0 +1,1 @@
+"""Repeated loads into one model."""

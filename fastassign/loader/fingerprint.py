@@ -1,0 +1,107 @@
+"""A file without its tensors: all that its index was made from.
+
+Two checkpoints of one model have the same structure, written by the same code: outside the tensors their bytes are
+equal. An index is a function of those bytes, so comparing them tells whether it holds for the other file as well.
+For ResNet152 that takes 1.2 ms instead of the 28 that a new index takes.
+"""
+
+from __future__ import annotations
+
+import os
+
+from fastassign.catalog.catalog import Catalog, span_of
+from fastassign.catalog.file import WeightFile
+from fastassign.catalog.records import Extent, Index
+from fastassign.errors import FastAssignError
+from fastassign.planning.coalesce import GAP, Span, coalesce
+from fastassign.streaming.source import FileSource, fill
+
+# A file with more than this outside its tensors is mostly chunks, which only h5py finds: it gets a new index.
+_MOST_BYTES = 32 << 20
+
+# Tensors up to this size are read with what stands around them, and dropped: a read costs as much as 16 kB more of it.
+_GAP_BYTES = 16 << 10
+_READ_BYTES = 4 << 20
+
+
+class Skeleton:
+    """The bytes of an HDF5 file that belong to no tensor.
+
+    Parameters
+    ----------
+    catalog : Catalog
+        A file that was indexed.
+    """
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._index = catalog.index
+        gaps = _gaps(catalog.index)
+        self._nbytes = sum(gap.nbytes for gap in gaps)
+        self._reads = coalesce(_spans(gaps), read_bytes=_READ_BYTES, gap_bytes=_GAP_BYTES)
+        self._bytes: bytearray | None = None
+        if catalog.is_on_disk and self._nbytes <= _MOST_BYTES:
+            try:
+                with catalog.open() as file:
+                    self._bytes = self._read(file)
+                    file.check_unchanged()
+            except FastAssignError as error:
+                error.at(catalog.path)
+                raise
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is anything to compare with: not where the weights are compressed."""
+        return self._bytes is not None
+
+    def reopen(self, path: str | os.PathLike[str]) -> Catalog | None:
+        """Return the catalog of another file if it has the same structure, else ``None``.
+
+        Raises
+        ------
+        NotFound, Denied, NotAFile, Unreadable
+            The file can't be opened.
+        """
+        if self._bytes is None:
+            return None
+        with WeightFile(path) as file:
+            try:
+                same = span_of(file) == (self._index.base, self._index.size) and self._read(file) == self._bytes
+                file.check_unchanged()
+            except FastAssignError:
+                # Whatever is wrong with it, the new index will say so better.
+                return None
+            return Catalog(file.path, file.identity, self._index, cached=True) if same else None
+
+    def _read(self, file: WeightFile) -> bytearray:
+        found, dropped = bytearray(self._nbytes), memoryview(bytearray(_GAP_BYTES))
+        view, source = memoryview(found), FileSource(file)
+        for read in self._reads:
+            buffers = [
+                dropped[: piece.nbytes] if piece.owner == GAP else view[piece.start : piece.start + piece.nbytes]
+                for piece in read.pieces
+            ]
+            fill(source, buffers, read.offset, read.nbytes)
+        return found
+
+
+def _gaps(index: Index) -> list[Extent]:
+    """Return everything between the tensors."""
+    extents = sorted(extent for record in index.contents.records.values() for extent in record.extents)
+    gaps = []
+    position = index.base
+    for start, length in extents:
+        if start > position:
+            gaps.append(Extent(position, start - position))
+        position = max(position, start + length)
+    if index.base + index.size > position:
+        gaps.append(Extent(position, index.base + index.size - position))
+    return gaps
+
+
+def _spans(gaps: list[Extent]) -> list[Span]:
+    """Let each fill its part of one buffer."""
+    spans, start = [], 0
+    for gap in gaps:
+        spans.append(Span(0, gap, start))
+        start += gap.nbytes
+    return spans

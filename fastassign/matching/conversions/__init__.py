@@ -1,0 +1,1 @@
+"""Weights of older layouts, converted to those of today."""

@@ -1,0 +1,1 @@
+"""Keras 3 files, matched by the path of each object."""

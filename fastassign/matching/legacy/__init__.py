@@ -1,0 +1,1 @@
+"""Legacy files, matched by order or by name."""

@@ -1,0 +1,1 @@
+"""A mismatch explained: both sides aligned, and the call that loads what fits."""

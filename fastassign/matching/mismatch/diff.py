@@ -1,0 +1,135 @@
+"""The diff that explains a mismatch: file and model side by side, and the call that would load what fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from fastassign.matching.mismatch.alignment import Pair, Part, Shape, pair
+from fastassign.report import printable
+
+# A terminal's height, and names as long as a line can take twice.
+_MOST_ROWS, _MOST_SHAPES, _MOST_NAMES, _WIDTH = 20, 3, 6, 44
+
+
+class Row(NamedTuple):
+    """One line: a name and its shapes in the file, the same in the model, and what is wrong with the two."""
+
+    saved: str
+    saved_shape: str
+    present: str
+    present_shape: str
+    remark: str
+
+
+@dataclass(frozen=True, slots=True)
+class Diff:
+    """What differs between a file and a model. ``print`` it.
+
+    What is called differently on the two sides is paired by shapes and the nearest names, which is a guess.
+
+    Attributes
+    ----------
+    rows : tuple of Row
+        Each layer, or weight of it, that is not the same on both sides.
+    equal : int
+        How many layers are.
+    rename : mapping of str to (str or None)
+        For ``LoadOptions(rename=...)``: the layers that only have another name.
+    exclude : tuple of str
+        For ``LoadOptions(exclude=...)``: what the file does not have, or not in that shape.
+    loads : int
+        How many layers a load with both would fill.
+    """
+
+    rows: tuple[Row, ...]
+    equal: int
+    rename: Mapping[str, str | None] = field(default_factory=dict)
+    exclude: tuple[str, ...] = ()
+    loads: int = 0
+
+    @property
+    def call(self) -> str:
+        """The call that loads all that fits; empty where no call of this kind helps."""
+        if not self.loads or not (self.rename or self.exclude):
+            return ""
+        options = []
+        if self.rename:
+            short = len(self.rename) <= _MOST_NAMES
+            options.append(f"rename={printable(repr(dict(self.rename))) if short else 'error.diff.rename'}")
+        if self.exclude:
+            short = len(self.exclude) <= _MOST_NAMES
+            options.append(f"exclude={printable(repr(self.exclude)) if short else 'error.diff.exclude'}")
+        return f"fa.load_weights(model, path, options=fa.LoadOptions({', '.join(options)}))"
+
+    def __str__(self) -> str:
+        """Draw the rows as a table, the first of them if there are many."""
+        head = Row("in the file", "shape", "in the model", "shape", "")
+        shown = [head, *(Row(*(_clipped(printable(cell)) for cell in row)) for row in self.rows[:_MOST_ROWS])]
+        widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in shown]
+        if len(self.rows) > _MOST_ROWS:
+            lines.append(f"... and {len(self.rows) - _MOST_ROWS} more")
+        lines.append(f"{self.equal} {'is' if self.equal == 1 else 'are'} the same on both sides")
+        return "\n".join(lines)
+
+
+def make_diff(saved: Sequence[Part], present: Sequence[Part], *, by_rank: bool) -> Diff:
+    """Compare the parts of a file with those of a model.
+
+    Parameters
+    ----------
+    saved, present : sequence of Part
+        The file's, and the model's.
+    by_rank : bool
+        Whether automatic names may have gone on counting: those of layers do, paths in Keras 3 files do not.
+    """
+    pairs = pair(saved, present, by_rank=by_rank)
+    fitting = [(one, other) for one, other in pairs if one is not None and other is not None and one.look == other.look]
+    fits = {other.name for _, other in fitting}
+    rename: dict[str, str | None] = {one.name: other.name for one, other in fitting if one.name != other.name}
+    # What would get a name that a renamed one has now is not wanted.
+    for part in saved:
+        if part.name in rename.values() and part.name not in rename:
+            rename[part.name] = None
+    return Diff(
+        rows=tuple(row for each in pairs for row in _rows(each)),
+        equal=len(fitting) - sum(one.name != other.name for one, other in fitting),
+        rename=rename,
+        exclude=tuple(pattern for part in present if part.name not in fits for pattern in part.patterns),
+        loads=len(fitting),
+    )
+
+
+def _rows(each: Pair) -> Iterator[Row]:
+    one, other = each
+    if one is None or other is None:
+        part = one or other
+        if part is not None:
+            cells = (part.name, _shapes(part))
+            yield Row(*cells, "", "", "not in the model") if one else Row("", "", *cells, "not in the file")
+        return
+    renamed = one.name != other.name
+    if one.look == other.look:
+        if renamed:
+            yield Row(one.name, _shapes(one), other.name, _shapes(other), "another name?")
+        return
+    if len(one.weights) != len(other.weights):
+        remark = f"{len(one.weights)} weights, not {len(other.weights)}"
+        yield Row(one.name, _shapes(one), other.name, _shapes(other), remark)
+        return
+    for (a, shape), (b, wanted) in zip(one.weights, other.weights, strict=True):
+        if shape != wanted:
+            remark = "another name and shape" if renamed else "another shape"
+            yield Row(f"{one.name}/{a}", str(shape), f"{other.name}/{b}", str(wanted), remark)
+
+
+def _shapes(part: Part) -> str:
+    shapes: list[Shape] = [shape for _, shape in part.weights]
+    more = f" and {len(shapes) - _MOST_SHAPES} more" if len(shapes) > _MOST_SHAPES else ""
+    return ", ".join(map(str, shapes[:_MOST_SHAPES])) + more
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= _WIDTH else f"{text[: _WIDTH // 2 - 2]}...{text[-_WIDTH // 2 + 1 :]}"

@@ -1,0 +1,127 @@
+"""Both sides of a load that failed, as parts to be compared; nothing here runs unless one did."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastassign.catalog.catalog import Catalog
+from fastassign.catalog.keras_legacy import LegacyLayout, SavedLayer
+from fastassign.catalog.records import Contents
+from fastassign.errors import Mismatch
+from fastassign.matching.keras3.walk import Walk
+from fastassign.matching.mismatch.alignment import Part
+from fastassign.matching.mismatch.diff import Diff, make_diff
+from fastassign.matching.selection import path_below
+from fastassign.targets.target import ModelTargets, Target
+
+_TOP_LEVEL = "top_level_model_weights"
+
+
+def explain(
+    error: Mismatch, model: ModelTargets, catalog: Catalog, saved: LegacyLayout | None, *, advise: bool
+) -> None:
+    """Give an error the diff of file and model, and the call that would load what fits.
+
+    Parameters
+    ----------
+    error : Mismatch
+        The error.
+    model, catalog
+        The two sides.
+    saved : LegacyLayout or None
+        The layout of the file, if it was read as a legacy one.
+    advise : bool
+        Whether the call is of use: not where one like it has just failed.
+    """
+    try:
+        diff = _diff(model, catalog, saved)
+    except Exception:  # noqa: BLE001 - whatever a strange model or file raises here, the error itself says more
+        return
+    if diff is None or not diff.rows:
+        return
+    error.explain(diff)
+    if advise and diff.call:
+        error.advise(f"{error.hint}; or: {diff.call}" if error.hint else diff.call)
+
+
+def _diff(model: ModelTargets, catalog: Catalog, saved: LegacyLayout | None) -> Diff | None:
+    if catalog.layout != ("keras3" if saved is None else "legacy"):
+        return None
+    if saved is not None:
+        parts, wanted = _legacy_file(catalog.contents, saved), _legacy_model(model)
+    else:
+        parts, wanted = _keras3_file(catalog.contents), _Listing(model, catalog).parts()
+    return make_diff(parts, wanted, by_rank=saved is not None) if parts and wanted else None
+
+
+def _legacy_file(contents: Contents, saved: LegacyLayout) -> list[Part]:
+    def part(layer: SavedLayer) -> Part:
+        weights = [(name, contents.records[key].shape) for name, key in layer.weights if key in contents.records]
+        return Part(layer.name, tuple((_below(layer.name, name), shape) for name, shape in weights))
+
+    layers = [*saved.layers, *([saved.top_level] if saved.top_level is not None else [])]
+    return [part(layer) for layer in layers if layer.weights]
+
+
+def _legacy_model(model: ModelTargets) -> list[Part]:
+    parts = [Part(layer.name, _weights(layer.name, layer.targets), (_escaped(layer.name),)) for layer in model.layers()]
+    own = model.top_level(by_name=False)
+    if own:
+        patterns = tuple(_escaped(path_below(model.model.name, target.name)) for target in own)
+        parts.append(Part(_TOP_LEVEL, _weights(model.model.name, own), patterns))
+    return parts
+
+
+def _weights(layer: str, targets: tuple[Target, ...]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((_below(layer, target.name), target.shape) for target in targets)
+
+
+def _below(layer: str, weight: str) -> str:
+    return path_below(layer, weight)[len(layer) + 1 :]
+
+
+def _keras3_file(contents: Contents) -> list[Part]:
+    groups: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
+    for key, record in contents.records.items():
+        group, _, name = key.rpartition("/")
+        # Whatever becomes of the optimizer, Keras only warns.
+        if group.rpartition("/")[2] == "vars" and not group.startswith("optimizer/"):
+            groups.setdefault(group, []).append((name, record.shape))
+    return [Part(group, tuple(sorted(weights, key=_number))) for group, weights in groups.items()]
+
+
+def _number(weight: tuple[str, Any]) -> tuple[int, str]:
+    return (int(weight[0]) if weight[0].isdecimal() else -1, weight[0])
+
+
+class _Listing(Walk):
+    """The walk of a load that only lists what it would look for."""
+
+    def __init__(self, model: ModelTargets, catalog: Catalog) -> None:
+        super().__init__(model, catalog, skip_mismatch=True)
+        self._found: dict[str, tuple[str, tuple[tuple[str, tuple[int, ...]], ...]]] = {}
+
+    def parts(self) -> list[Part]:
+        self.visit_all()
+        around = [where for where, _ in self._found.values()]
+        return [
+            # The name of a layer reads better than its place, where it stands for that layer alone.
+            Part(group, weights, (_escaped(where if _is_alone(where, around) else group),))
+            for group, (where, weights) in self._found.items()
+        ]
+
+    def _own(self, obj: Any, path: str) -> None:
+        own = self._model.own(obj)
+        if own.kind == "listed" and own.variables:
+            group = f"{path}/vars" if path else "vars"
+            weights = tuple((str(i), target.shape) for i, target in enumerate(own.variables))
+            self._found[group] = (self._where(obj, path), weights)
+
+
+def _is_alone(where: str, others: list[str]) -> bool:
+    return bool(where) and sum(other == where or other.startswith(f"{where}/") for other in others) == 1
+
+
+def _escaped(name: str) -> str:
+    """Return a name as a pattern that fits it alone."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)

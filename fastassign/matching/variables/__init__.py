@@ -1,0 +1,1 @@
+"""Variables without a model, matched by name or paired by the caller."""
