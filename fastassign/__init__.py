@@ -21,7 +21,7 @@ from fastassign.errors import (
     Truncated,
 )
 from fastassign.loader.loader import Loader, LoadFuture
-from fastassign.options import LoadOptions
+from fastassign.options import DeviceOptions, LoadOptions
 from fastassign.patching.switch import accelerate, install, uninstall
 from fastassign.planning.plan import Plan
 from fastassign.progress import ProgressEvent
@@ -35,6 +35,7 @@ __all__ = [
     "Cancelled",
     "Catalog",
     "Changed",
+    "DeviceOptions",
     "FastAssignError",
     "Limits",
     "LoadFuture",

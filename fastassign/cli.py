@@ -46,7 +46,7 @@ def inspect(
         (record.key, str(record.shape), record.dtype, f"{record.nbytes:,}", record.detail or "contiguous")
         for record in catalog.contents.records.values()
     ]
-    title = f"{catalog.path}: {catalog.layout} layout, {len(catalog)} tensors, {catalog.nbytes:,} bytes"
+    title = f"{catalog.path}: {catalog.format} format, {len(catalog)} tensors, {catalog.nbytes:,} bytes"
     _table(title, ("tensor", "shape", "dtype", "bytes", "stored"), rows, right={3})
     for refusal in catalog.contents.refusals.values():
         print(f"refused: {refusal.message} (rule {refusal.rule})")

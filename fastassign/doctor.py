@@ -33,7 +33,7 @@ def checks(folder: Path | None = None) -> Iterator[tuple[str, str]]:
     """
     yield "versions", ", ".join(f"{name} {version}" for name, version in versions().items())
     yield "tensorflow", _tensorflow()
-    threads = f"{LoadOptions().threads} threads read, {LoadOptions().device_threads} where weights go to a GPU"
+    threads = f"{LoadOptions().threads} threads read, {LoadOptions().device.threads} where weights go to a GPU"
     yield "cores", f"{len(os.sched_getaffinity(0))} usable, {threads}"
     with tempfile.NamedTemporaryFile(dir=folder, prefix="fastassign-doctor-") as probe:
         probe.write(os.urandom(1 << 20) * (_PROBE_BYTES >> 20))
@@ -103,10 +103,10 @@ def _card() -> Iterator[tuple[str, str]]:
 
 def _transfer(card: cards.Card) -> str:
     """Measure copies out of memory that is page-locked, and that is not."""
-    from fastassign.benchmarks.device.copies import Sizes, copy_rate
+    from fastassign.benchmarks.device.copies import CopySizes, copy_rate
 
-    piece = LoadOptions().slot_bytes
-    sizes = Sizes(total_bytes=max(_PROBE_BYTES, piece), slots=4, repeats=3)
+    piece = LoadOptions().device.slot_bytes
+    sizes = CopySizes(total_bytes=max(_PROBE_BYTES, piece), slots=4, repeats=3)
     texts = []
     for name, locked in (("page-locked", True), ("pageable", False)):
         try:

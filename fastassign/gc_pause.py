@@ -18,7 +18,7 @@ _was_enabled = False
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """Hold the collector back in this block; it is as before when the last thread has left its block."""
     global _users, _was_enabled  # noqa: PLW0603 - the collector is global too
     with _lock:

@@ -15,21 +15,37 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "conv_flip": (True, False, None),
     "swap": ("each", "together"),
     "library": ("keras", "tf_keras", None),
+}
+
+_LEAST = {
+    "threads": 1,
+    "read_bytes": 4096,
+    "gap_bytes": 0,
+    "window_bytes": 1,
+    "arena_bytes": 0,
+    "max_staging_bytes": 0,
+}
+
+_DEVICE_CHOICES: dict[str, tuple[Any, ...]] = {
     "route": ("auto", "eager", "direct", "fused"),
     "cut": ("auto", "split", "function", "scatter"),
     "direct_io": (True, False),
     "page_lock": (True, False, None),
 }
 
-_LEAST = {
-    "threads": 1,
-    "device_threads": 1,
-    "read_bytes": 4096,
-    "slot_bytes": 16384,
-    "gap_bytes": 0,
-    "window_bytes": 1,
-    "device_window_bytes": 1,
-}
+_DEVICE_LEAST = {"threads": 1, "slot_bytes": 16384, "window_bytes": 1, "fused_bytes": 0}
+
+
+def _check_choices(options: LoadOptions | DeviceOptions, choices: Mapping[str, tuple[Any, ...]]) -> None:
+    for name, allowed in choices.items():
+        if getattr(options, name) not in allowed:
+            raise ValueError(f"{name} must be {_one_of(allowed)}, not {getattr(options, name)!r}")
+
+
+def _check_least(options: LoadOptions | DeviceOptions, bounds: Mapping[str, int]) -> None:
+    for name, least in bounds.items():
+        if getattr(options, name) < least:
+            raise ValueError(f"{name} must be at least {least}, not {getattr(options, name)}")
 
 
 def _one_of(choices: tuple[Any, ...]) -> str:
@@ -48,6 +64,58 @@ def _default_device_threads() -> int:
     # A thread fills memory slower than a GPU's bus empties it: so all cores that there are, up to where more would only
     # add slots. Reasoned, not measured on a card yet.
     return max(1, min(16, os.cpu_count() or 1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceOptions:
+    """How values get to a GPU; ``LoadOptions.device``. Frozen. Each default is for a card that was not seen yet.
+
+    Attributes
+    ----------
+    route : {"auto", "eager", "direct", "fused"}
+        How values get into variables on a GPU (``docs/gpu.md``). ``"auto"``: by size, dtype and what is at hand. The
+        others are for measuring: each where it is possible; ``"direct"`` and ``"fused"`` raise ``Unsupported`` where
+        no value can take them.
+    cut : {"auto", "split", "function", "scatter"}
+        How many small variables on a GPU get what came in one copy: by eager ops that cut it up, by one function of
+        TensorFlow's runtime (which pays for repeated loads), or by a kernel that copies each value to memory of its
+        own. ``"auto"``: by what it is expected to take, as the plan says.
+    slot_bytes : int
+        Bytes of one page-locked slot, rounded up to whole pages; every copy to a GPU is at most as large. It is less
+        where ``LoadOptions.max_staging_bytes`` has no room for two of them for each GPU. Not measured on a card yet.
+    fused_bytes : int
+        Variables on a GPU up to this size share one copy, in a load that does not come again; larger ones get memory of
+        their own, which they need not share with the others afterwards. Not measured on a card yet.
+    threads : int
+        Threads that read where the weights go to a GPU, in place of ``LoadOptions.threads``: one a core, at most 16.
+        Not measured on a card yet.
+    window_bytes : int
+        The most memory of a GPU that values take which have arrived but are not assigned yet; a larger variable is
+        alone in it. It should hold a few of the largest variables, so that one arrives while another is assigned. Not
+        measured on a card yet.
+    direct_io : bool
+        Whether what takes the route ``"direct"`` is read past the page cache (``O_DIRECT``), where the file system can
+        do that. For storage that is faster than the kernel fills its cache, and files that nobody reads again; a file
+        that is in the cache already comes several times slower. On a virtual disk of 1 to 1.5 GB/s it won nothing with
+        1 to 8 threads, so it is off.
+    page_lock : bool, optional
+        Whether the memory that copies to a GPU go through is page-locked. ``None``: where the system allows it, and
+        the report says if it did not. ``True``: raise ``NotPageLocked`` if it does not. ``False``: never.
+    """
+
+    route: Literal["auto", "eager", "direct", "fused"] = "auto"
+    cut: Literal["auto", "split", "function", "scatter"] = "auto"
+    slot_bytes: int = 8 << 20
+    fused_bytes: int = 1 << 20
+    threads: int = field(default_factory=_default_device_threads)
+    window_bytes: int = 512 << 20
+    direct_io: bool = False
+    page_lock: bool | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values, so that options that exist are valid."""
+        _check_choices(self, _DEVICE_CHOICES)
+        _check_least(self, _DEVICE_LEAST)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,35 +168,8 @@ class LoadOptions:
     max_staging_bytes : int
         The most host memory that values read but not yet assigned may take, page-locked slots included. A load that
         needs more is refused before it starts.
-    route : {"auto", "eager", "direct", "fused"}
-        How values get into variables on a GPU (``docs/gpu.md``). ``"auto"``: by size, dtype and what is at hand. The
-        others are for measuring: each where it is possible; ``"direct"`` and ``"fused"`` raise ``Unsupported`` where
-        no value can take them.
-    cut : {"auto", "split", "function", "scatter"}
-        How many small variables on a GPU get what came in one copy: by eager ops that cut it up, by one function of
-        TensorFlow's runtime (which pays for repeated loads), or by a kernel that copies each value to memory of its
-        own. ``"auto"``: by what it is expected to take, as the plan says.
-    slot_bytes : int
-        Bytes of one page-locked slot, rounded up to whole pages; every copy to a GPU is at most as large. It is less
-        where ``max_staging_bytes`` has no room for two of them for each GPU. Not measured on a card yet.
-    fused_bytes : int
-        Variables on a GPU up to this size share one copy, in a load that does not come again; larger ones get memory of
-        their own, which they need not share with the others afterwards. Not measured on a card yet.
-    device_threads : int
-        Threads that read where the weights go to a GPU, in place of ``threads``: one a core, at most 16. Not measured
-        on a card yet.
-    device_window_bytes : int
-        The most memory of a GPU that values take which have arrived but are not assigned yet; a larger variable is
-        alone in it. It should hold a few of the largest variables, so that one arrives while another is assigned. Not
-        measured on a card yet.
-    direct_io : bool
-        Whether what takes the route ``"direct"`` is read past the page cache (``O_DIRECT``), where the file system can
-        do that. For storage that is faster than the kernel fills its cache, and files that nobody reads again; a file
-        that is in the cache already comes several times slower. On a virtual disk of 1 to 1.5 GB/s it won nothing with
-        1 to 8 threads, so it is off.
-    page_lock : bool, optional
-        Whether the memory that copies to a GPU go through is page-locked. ``None``: where the system allows it, and
-        the report says if it did not. ``True``: raise ``NotPageLocked`` if it does not. ``False``: never.
+    device : DeviceOptions
+        The knobs of loads to a GPU.
     swap : {"each", "together"}
         How a ``Loader`` changes variables that are in use. ``"each"``: as soon as may be, one after the other;
         ``"together"``: all at the end, under ``Loader.lock``, so that whoever holds it never sees old values beside
@@ -159,14 +200,7 @@ class LoadOptions:
     window_bytes: int = 64 << 20
     arena_bytes: int = 128 << 10
     max_staging_bytes: int = 8 << 30
-    route: Literal["auto", "eager", "direct", "fused"] = "auto"
-    cut: Literal["auto", "split", "function", "scatter"] = "auto"
-    slot_bytes: int = 8 << 20
-    fused_bytes: int = 1 << 20
-    device_threads: int = field(default_factory=_default_device_threads)
-    device_window_bytes: int = 512 << 20
-    direct_io: bool = False
-    page_lock: bool | None = None
+    device: DeviceOptions = field(default_factory=DeviceOptions)
     swap: Literal["each", "together"] = "each"
     library: Literal["keras", "tf_keras"] | None = None
     on_report: Callable[[Report], None] | None = None
@@ -181,15 +215,10 @@ class LoadOptions:
         if unknown:
             raise ValueError(f"unknown rule {unknown[0]!r} in allow; the rules are {sorted(RULES)}")
         self._check_selection()
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be {_one_of(choices)}, not {getattr(self, name)!r}")
-        for name, least in _LEAST.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        for name in ("arena_bytes", "fused_bytes", "max_staging_bytes"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+        if not isinstance(self.device, DeviceOptions):
+            raise TypeError(f"device must be DeviceOptions, not {self.device!r}")
+        _check_choices(self, _CHOICES)
+        _check_least(self, _LEAST)
 
     def _check_selection(self) -> None:
         if isinstance(self.rename, Mapping):

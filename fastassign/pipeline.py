@@ -23,7 +23,7 @@ from fastassign.targets.target import Layout
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Job:
+class LoadSpec:
     """What is to be loaded into, and how; the file comes later.
 
     Attributes
@@ -118,8 +118,8 @@ class Job:
             atomic=self.atomic,
             repeated=self.repeated,
             devices=find_devices(
-                {target.device for target in matching.targets} if self.options.route != "eager" else (),
-                kernels=self.options.cut == "scatter"
+                {target.device for target in matching.targets} if self.options.device.route != "eager" else (),
+                kernels=self.options.device.cut == "scatter"
                 or any(assignment.fit == "cast" for assignment in matching.assignments.values()),
             ),
             executor=executor,

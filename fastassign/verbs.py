@@ -9,10 +9,10 @@ from typing import Any
 
 from fastassign.catalog.catalog import Catalog
 from fastassign.errors import name_state
-from fastassign.gc_pause import held_back
+from fastassign.gc_pause import gc_paused
 from fastassign.matching.match import Request
 from fastassign.options import LoadOptions
-from fastassign.pipeline import Job, index, total
+from fastassign.pipeline import LoadSpec, index, total
 from fastassign.planning.plan import Plan
 from fastassign.progress import Callback
 from fastassign.report import Report
@@ -91,7 +91,7 @@ def load_weights(
     >>> report = fa.load_weights(model, "model.weights.h5")  # doctest: +SKIP
     >>> print(report)  # doctest: +SKIP
     """
-    with held_back():
+    with gc_paused():
         return plan(
             model,
             path,
@@ -133,7 +133,7 @@ def plan(
     Mismatch, Unreadable, Malformed, Truncated, Refused, Budget
         As ``load_weights``, before anything changes.
     """
-    return _job(
+    return _spec(
         model,
         by_name=by_name,
         skip_mismatch=skip_mismatch,
@@ -184,8 +184,8 @@ def assign(pairs: Iterable[tuple[Any, Any]], session: Any = None, *, options: Lo
     check_tensorflow()
     from fastassign.matching.variables.by_pair import match_pairs
 
-    with held_back():
-        job = Job(model=None, request=Request(), options=options or LoadOptions(), session=session)
+    with gc_paused():
+        job = LoadSpec(model=None, request=Request(), options=options or LoadOptions(), session=session)
         begin = time.perf_counter()
         matchings = match_pairs(pairs)
         matched = time.perf_counter() - begin
@@ -246,7 +246,7 @@ def release_buffers() -> None:
     staging.STAGING.release()
 
 
-def _job(
+def _spec(
     model: Any,
     *,
     by_name: bool,
@@ -256,7 +256,7 @@ def _job(
     mode: str,
     atomic: bool,
     options: LoadOptions | None,
-) -> Job:
+) -> LoadSpec:
     if mode != "copy":
         raise ValueError(f'mode must be "copy", not {mode!r}')
     request = Request(
@@ -264,4 +264,4 @@ def _job(
         skip_mismatch=skip_mismatch,
         objects_to_skip=None if objects_to_skip is None else tuple(objects_to_skip),
     )
-    return Job(model=model, request=request, options=options or LoadOptions(), session=session, atomic=atomic)
+    return LoadSpec(model=model, request=request, options=options or LoadOptions(), session=session, atomic=atomic)

@@ -122,7 +122,7 @@ class DeviceComparison:
         self.slot_bytes, self.ways = slot_bytes, ways
         self.nbytes, self.tensors = fastassign.inspect(path).nbytes, len(model.weights)
         self.measured: dict[str, Measured] = {}
-        self._threads = fastassign.LoadOptions().device_threads
+        self._threads = fastassign.LoadOptions().device.threads
         self._expected: list[np.ndarray[Any, Any]] = []
 
     def run(self, repeats: int) -> list[dict[str, Any]]:
@@ -166,7 +166,7 @@ class DeviceComparison:
             ways["stock"] = {"load": stock}
         for name, knobs in self.ways.items():
             self._new(name)
-            options = fastassign.LoadOptions(**knobs)
+            options = fastassign.LoadOptions(device=fastassign.DeviceOptions(**knobs))
             actions = self._actions(name, options, stack)
             if self._attempt(name, "checking bit for bit", lambda a=actions, n=name: self._check(n, a)):  # type: ignore[misc]
                 ways[name] = actions

@@ -11,13 +11,13 @@ from typing import Any
 
 from fastassign.assigning.device import tensors
 from fastassign.benchmarks.device.card import Card
-from fastassign.devices.staging import Lease, Locker, StagingPool
+from fastassign.devices.staging import Locker, StagingBuffer, StagingPool
 
 _MiB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sizes:
+class CopySizes:
     """How much is copied.
 
     Attributes
@@ -67,11 +67,11 @@ class Landing:
 
 
 @contextmanager
-def leased(card: Card, count: int, nbytes: int, *, locked: bool = True) -> Iterator[list[Lease]]:
+def leased(card: Card, count: int, nbytes: int, *, locked: bool = True) -> Iterator[list[StagingBuffer]]:
     """Lend host memory as the library makes it, and give it to the system afterwards."""
     pool = StagingPool()
     locker = Locker(card.driver, card.ordinal) if locked else None
-    leases: list[Lease] = []
+    leases: list[StagingBuffer] = []
     try:
         for _ in range(count):
             leases.append(pool.lease(nbytes, owner="a measurement", locker=locker, limit_bytes=1 << 40))
@@ -108,7 +108,7 @@ def opened(card: Card) -> Iterator[Any]:
         stream.close()
 
 
-def copy_rate(card: Card, sizes: Sizes, piece: int, *, locked: bool) -> dict[str, Any]:
+def copy_rate(card: Card, sizes: CopySizes, piece: int, *, locked: bool) -> dict[str, Any]:
     """Measure copies of one size out of a ring of slots."""
     landing = Landing(card, sizes.slots * piece)
     with leased(card, sizes.slots, piece, locked=locked) as leases, opened(card) as stream:

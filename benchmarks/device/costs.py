@@ -19,12 +19,12 @@ from fastassign.benchmarks.steps import Steps
 from fastassign.catalog.records import Extent, TensorRecord
 from fastassign.devices.cuda import Scatter
 from fastassign.matching.assignment import Assignment
-from fastassign.options import LoadOptions
+from fastassign.options import DeviceOptions, LoadOptions
 from fastassign.planning import costs
-from fastassign.planning.batches import TABLE_ROW_BYTES, Batch, Sizes, make_batches, run_lengths
+from fastassign.planning.batches import TABLE_ROW_BYTES, Batch, BatchLimits, make_batches, run_lengths
 from fastassign.planning.lanes import Device, Devices
 from fastassign.planning.routes import ALIGNMENT, place
-from fastassign.streaming.buffers import aligned
+from fastassign.streaming.buffers import aligned_array
 from fastassign.targets.variables import tf_target
 
 HEAD = ("step", "constant", "measured us", "in costs.py us", "runs")
@@ -88,7 +88,7 @@ class Costs:
 
     def assign_host(self) -> dict[str, Any]:
         """Assign host arrays of 4 KB, which TensorFlow copies to the device one by one."""
-        arrays = [memory.typed(aligned(self.nbytes), self.shape, "float32", 0) for _ in range(self.count)]
+        arrays = [memory.typed(aligned_array(self.nbytes), self.shape, "float32", 0) for _ in range(self.count)]
         for array in arrays:
             array[...] = 1
         with tensors.placed(self.card.name):
@@ -132,7 +132,7 @@ class Costs:
 
     def batch(self, cut: str, variables: Sequence[Any]) -> Batch:
         """Plan a batch of variables, as a load has it."""
-        card, options = self.card, LoadOptions(route="fused", cut=cut)  # type: ignore[arg-type]
+        card, options = self.card, LoadOptions(device=DeviceOptions(route="fused", cut=cut))  # type: ignore[arg-type]
         devices = Devices(reached={card.name: Device(card.name)})
         slot_bytes = 2 * (self.nbytes + ALIGNMENT) * len(variables) + (1 << 20)
         placements, offset = [], 0
@@ -142,7 +142,7 @@ class Costs:
             offset += target.nbytes
             assignment = Assignment(record, target, "same")
             placements.append(place(assignment, options, repeated=True, devices=devices, slot_bytes=slot_bytes))
-        sizes = Sizes(room=1 << 40, slot_bytes=slot_bytes)
+        sizes = BatchLimits(room=1 << 40, slot_bytes=slot_bytes)
         (batch,) = make_batches(placements, options, sizes, devices, repeated=True)
         return batch
 

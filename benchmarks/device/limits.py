@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from fastassign.benchmarks.device.card import Card
-from fastassign.benchmarks.device.copies import Landing, Sizes, copy_rate, copy_seconds, opened, rated
+from fastassign.benchmarks.device.copies import CopySizes, Landing, copy_rate, copy_seconds, opened, rated
 from fastassign.benchmarks.device.roof import read, read_rate, roof_rate, spread
 from fastassign.benchmarks.steps import Steps
 from fastassign.devices.cuda import CurrentContext
@@ -26,7 +26,7 @@ HEAD = ("limit", "how", "GB/s", "s")
 _MiB = 1 << 20
 
 
-def measure_limits(card: Card, folder: Path, sizes: Sizes, steps: Steps) -> list[dict[str, Any]]:
+def measure_limits(card: Card, folder: Path, sizes: CopySizes, steps: Steps) -> list[dict[str, Any]]:
     """Measure all limits.
 
     Parameters
@@ -35,7 +35,7 @@ def measure_limits(card: Card, folder: Path, sizes: Sizes, steps: Steps) -> list
         The device.
     folder : pathlib.Path
         Where a file of ``sizes.total_bytes`` is written, and removed.
-    sizes : Sizes
+    sizes : CopySizes
         How much is copied.
     steps : Steps
         Runs each on its own.
@@ -157,7 +157,7 @@ def _allocated(card: Card, nbytes: int) -> _Locked:
     return _Locked(array, 0.0, seconds, free)
 
 
-def _lock_costs(card: Card, sizes: Sizes, path: Path, make: Callable[[Card, int], _Locked]) -> dict[str, Any]:
+def _lock_costs(card: Card, sizes: CopySizes, path: Path, make: Callable[[Card, int], _Locked]) -> dict[str, Any]:
     """Measure a way to page-lock memory: what it takes, and what copies and reads it carries then."""
     piece, nbytes = sizes.slot_bytes[0], sizes.lock_bytes
     landing = Landing(card, piece * sizes.slots)

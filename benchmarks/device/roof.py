@@ -13,14 +13,14 @@ from queue import SimpleQueue
 from typing import Any
 
 from fastassign.benchmarks.device.card import Card
-from fastassign.benchmarks.device.copies import Landing, Sizes, leased, opened, rated
-from fastassign.devices.staging import Lease
+from fastassign.benchmarks.device.copies import CopySizes, Landing, leased, opened, rated
+from fastassign.devices.staging import StagingBuffer
 
 # As many as the library has beyond those that threads fill: what they have filled is on its way meanwhile.
 _SPARE_SLOTS = 2
 
 
-def read_seconds(path: Path, leases: Sequence[Lease], threads: int, piece: int) -> float:
+def read_seconds(path: Path, leases: Sequence[StagingBuffer], threads: int, piece: int) -> float:
     """Read a file into slots, each thread into its own, and return seconds."""
 
     def consume(number: int, start: int, count: int, descriptor: int) -> None:
@@ -66,7 +66,7 @@ def read(descriptor: int, view: memoryview, start: int) -> None:
         done += count
 
 
-def read_rate(card: Card, sizes: Sizes, path: Path, threads: int) -> dict[str, Any]:
+def read_rate(card: Card, sizes: CopySizes, path: Path, threads: int) -> dict[str, Any]:
     """Measure the page cache: a file into page-locked slots."""
     piece = sizes.slot_bytes[0]
     with leased(card, threads, piece) as leases:
@@ -88,18 +88,20 @@ class Roof:
         Threads that read.
     slot_bytes : int
         Bytes of a slot.
-    leases : sequence of Lease
+    leases : sequence of StagingBuffer
         The slots' memory; whoever lends it takes it back.
     """
 
-    def __init__(self, card: Card, path: Path, *, threads: int, slot_bytes: int, leases: Sequence[Lease]) -> None:
+    def __init__(
+        self, card: Card, path: Path, *, threads: int, slot_bytes: int, leases: Sequence[StagingBuffer]
+    ) -> None:
         self._card, self._path, self._threads, self._slot_bytes = card, path, threads, slot_bytes
         self._leases = leases
         self._landing = Landing(card, min(max(path.stat().st_size, slot_bytes), 1 << 30))
 
     def seconds(self) -> float:
         """Send the file once; return seconds, the last wait included."""
-        free: SimpleQueue[tuple[Lease, Any]] = SimpleQueue()
+        free: SimpleQueue[tuple[StagingBuffer, Any]] = SimpleQueue()
         for lease in self._leases:
             free.put((lease, None))
         with opened(self._card) as stream:
@@ -134,7 +136,7 @@ def roofs(card: Card, path: Path, *, threads: int, slot_bytes: int) -> Iterator[
         yield Roof(card, path, threads=threads, slot_bytes=slot_bytes, leases=leases)
 
 
-def roof_rate(card: Card, sizes: Sizes, path: Path, threads: int, slot_bytes: int) -> dict[str, Any]:
+def roof_rate(card: Card, sizes: CopySizes, path: Path, threads: int, slot_bytes: int) -> dict[str, Any]:
     """Measure the roof for a file."""
     with roofs(card, path, threads=threads, slot_bytes=slot_bytes) as roof:
         roof.seconds()

@@ -13,7 +13,7 @@ from fastassign.benchmarks.device import limits as device_limits
 from fastassign.benchmarks.device import sweep as device_sweep
 from fastassign.benchmarks.device.card import Card, describe, find_card
 from fastassign.benchmarks.device.compare import WAYS, DeviceComparison
-from fastassign.benchmarks.device.copies import Sizes
+from fastassign.benchmarks.device.copies import CopySizes
 from fastassign.benchmarks.device.models import CASES, built_on
 from fastassign.benchmarks.steps import Steps, Tell
 from fastassign.benchmarks.suite import Result, Table
@@ -43,7 +43,7 @@ def run_device_suite(
     repeats: int = 5,
     tell: Tell = lambda _: None,
     save: Save = lambda _: None,
-    sizes: Sizes | None = None,
+    sizes: CopySizes | None = None,
 ) -> Result:
     """Measure a GPU.
 
@@ -61,7 +61,7 @@ def run_device_suite(
         Gets a line before each step.
     save : callable
         Gets what was found so far, after each part.
-    sizes : Sizes, optional
+    sizes : CopySizes, optional
         How much is copied to measure the limits.
 
     Raises
@@ -82,7 +82,7 @@ def run_device_suite(
     steps.tell(f"measuring {result.machine['card'].get('name', card.name)}")
     for case in cases or ["limits", "costs", *(case for case, what in CASES.items() if what.fits(folder))]:
         try:
-            result.tables.extend(PARTS[case](case, card, folder, repeats, steps, sizes or Sizes(repeats=repeats)))
+            result.tables.extend(PARTS[case](case, card, folder, repeats, steps, sizes or CopySizes(repeats=repeats)))
         except Exception as error:  # noqa: BLE001 - the next part is to be measured
             steps.tell(f"{case} FAILED: {type(error).__name__}: {error}")
             row = {"case": case, "error": f"{type(error).__name__}: {error}"[:2000]}
@@ -100,21 +100,21 @@ def _imported() -> dict[str, str]:
     return {"tensorflow": tf.__version__, "keras": keras.__version__}
 
 
-def _limits(case: str, card: Card, folder: Path, repeats: int, steps: Steps, sizes: Sizes) -> list[Table]:
+def _limits(case: str, card: Card, folder: Path, repeats: int, steps: Steps, sizes: CopySizes) -> list[Table]:
     del case, repeats
     limits = device_limits.measure_limits(card, folder, sizes, steps)
     title = f"{card.short}: what the way there carries"
     return [Table("limits", title, device_limits.HEAD, device_limits.rows_of(limits), limits)]
 
 
-def _costs(case: str, card: Card, folder: Path, repeats: int, steps: Steps, sizes: Sizes) -> list[Table]:
+def _costs(case: str, card: Card, folder: Path, repeats: int, steps: Steps, sizes: CopySizes) -> list[Table]:
     del case, folder, sizes
     costs = device_costs.measure_costs(card, steps, repeats=repeats)
     title = f"{card.short}: microseconds, and what planning/costs.py has"
     return [Table("costs", title, device_costs.HEAD, device_costs.rows_of(costs), costs)]
 
 
-def _load(case: str, card: Card, folder: Path, repeats: int, steps: Steps, sizes: Sizes) -> list[Table]:
+def _load(case: str, card: Card, folder: Path, repeats: int, steps: Steps, sizes: CopySizes) -> list[Table]:
     what = CASES[case]
     model, path = _made(case, card, folder, steps)
     # Of a large model no value fits into a slot.
@@ -125,7 +125,7 @@ def _load(case: str, card: Card, folder: Path, repeats: int, steps: Steps, sizes
     return [Table("loads", title, HEAD, [_cells(row) for row in rows], rows)]
 
 
-def _sweep(case: str, card: Card, folder: Path, repeats: int, steps: Steps, sizes: Sizes) -> list[Table]:
+def _sweep(case: str, card: Card, folder: Path, repeats: int, steps: Steps, sizes: CopySizes) -> list[Table]:
     del case
     model, path = _made("G", card, folder, steps)
     rows = device_sweep.measure_sweep(model, path, card, sizes, steps, repeats=repeats)
@@ -180,6 +180,6 @@ def _pair(row: Mapping[str, Any], name: str, how: str) -> str:
     return f"{_figure(row, f'load_{name}', how)}; {_figure(row, f'repeated_{name}', how)}"
 
 
-Part = Callable[[str, Card, Path, int, Steps, Sizes], list[Table]]
+Part = Callable[[str, Card, Path, int, Steps, CopySizes], list[Table]]
 
 PARTS: dict[str, Part] = {"limits": _limits, "costs": _costs, **dict.fromkeys(CASES, _load), "sweep": _sweep}

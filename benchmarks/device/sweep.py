@@ -10,7 +10,7 @@ from typing import Any
 import fastassign
 from fastassign.benchmarks.device.card import Card, sync
 from fastassign.benchmarks.device.compare import timed
-from fastassign.benchmarks.device.copies import Sizes, copy_rate
+from fastassign.benchmarks.device.copies import CopySizes, copy_rate
 from fastassign.benchmarks.steps import Steps
 from fastassign.devices.staging import STAGING
 
@@ -20,15 +20,15 @@ _MiB = 1 << 20
 
 # Knobs that were not measured on a card, one after the other; the rest is as it is by default.
 KNOBS: Sequence[Mapping[str, Any]] = (
-    *({"device_threads": count} for count in (1, 2, 4, 8, 12, 16)),
+    *({"threads": count} for count in (1, 2, 4, 8, 12, 16)),
     *({"slot_bytes": size * _MiB} for size in (2, 4, 8, 16, 32)),
-    *({"device_window_bytes": size * _MiB} for size in (64, 128, 256, 512, 1024, 2048)),
+    *({"window_bytes": size * _MiB} for size in (64, 128, 256, 512, 1024, 2048)),
     *({"fused_bytes": size} for size in (16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20)),
 )
 
 
 def measure_sweep(
-    model: Any, path: Path, card: Card, sizes: Sizes, steps: Steps, *, repeats: int = 2
+    model: Any, path: Path, card: Card, sizes: CopySizes, steps: Steps, *, repeats: int = 2
 ) -> list[dict[str, Any]]:
     """Measure loads of one file under each of ``KNOBS``.
 
@@ -40,7 +40,7 @@ def measure_sweep(
         The file, in the page cache.
     card : Card
         The device.
-    sizes : Sizes
+    sizes : CopySizes
         How much is copied to measure the rate that they are compared with.
     steps : Steps
         Runs each on its own.
@@ -69,7 +69,7 @@ def measure_sweep(
 
 def _turned(model: Any, path: Path, knobs: Mapping[str, Any], repeats: int) -> dict[str, Any]:
     STAGING.release()
-    options = fastassign.LoadOptions(**knobs)
+    options = fastassign.LoadOptions(device=fastassign.DeviceOptions(**knobs))
 
     def load() -> None:
         fastassign.load_weights(model, path, options=options)

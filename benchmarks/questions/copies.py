@@ -11,18 +11,18 @@ from fastassign.assigning.device import tensors
 from fastassign.assigning.device.split import split
 from fastassign.assigning.host import memory
 from fastassign.benchmarks.device.card import Card, sync
-from fastassign.benchmarks.device.copies import Sizes, copy_rate, leased, opened
+from fastassign.benchmarks.device.copies import CopySizes, copy_rate, leased, opened
 from fastassign.benchmarks.device.costs import Costs
 from fastassign.benchmarks.questions.experiment import Answer, MiB, Scale
 from fastassign.devices.cuda import Scatter
 from fastassign.kernels.cast import CASTS, cast_bits
 from fastassign.planning.batches import TABLE_ROW_BYTES
-from fastassign.streaming.buffers import aligned
+from fastassign.streaming.buffers import aligned_array
 
 
 def pinned(card: Card, scale: Scale) -> Answer:
     """Is page-locked memory faster to copy from than pageable memory, by our own copies and by TensorFlow's?"""
-    sizes = Sizes(total_bytes=scale.total_bytes, slots=4, repeats=scale.repeats)
+    sizes = CopySizes(total_bytes=scale.total_bytes, slots=4, repeats=scale.repeats)
     piece = min(8 * MiB, scale.nbytes)
     own = {name: copy_rate(card, sizes, piece, locked=name == "locked")["gbps"] for name in ("locked", "pageable")}
     theirs = {name: _by_tensorflow(card, scale, locked=name == "locked") for name in ("locked", "pageable")}
@@ -74,7 +74,7 @@ def pipelining(card: Card, scale: Scale) -> Answer:
     import tensorflow as tf
 
     costs = Costs(card, variables=scale.variables, repeats=scale.repeats, side=scale.side)
-    arrays = [memory.typed(aligned(costs.nbytes), costs.shape, "float32", 0) for _ in costs.variables]
+    arrays = [memory.typed(aligned_array(costs.nbytes), costs.shape, "float32", 0) for _ in costs.variables]
     for array in arrays:
         array[...] = 1
     with tf.device("CPU:0"):

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from fastassign.architecture.optimizer import pairs
 from fastassign.architecture.slots import read_state
 from fastassign.catalog.catalog import Catalog
-from fastassign.catalog.keras_legacy import optimizer_tensors, read_layout
+from fastassign.catalog.keras_legacy import optimizer_tensors, read_legacy
 from fastassign.errors import Changed, FastAssignError, Malformed, Mismatch
-from fastassign.gc_pause import held_back
+from fastassign.gc_pause import gc_paused
 from fastassign.matching.match import Request
 from fastassign.options import LoadOptions
-from fastassign.pipeline import Job
+from fastassign.pipeline import LoadSpec
 from fastassign.planning.plan import Plan
 from fastassign.report import Report
 from fastassign.targets.discover import check_tensorflow
@@ -85,7 +85,7 @@ def load_model(
     library = _library(options)
     begin = time.perf_counter()
     # The garbage collector would look through all that a model is made of, again and again.
-    with held_back(), deferred_init():
+    with gc_paused(), deferred_init():
         if saved.format == "archive":
             model, report = _from_archive(library, saved, custom_objects or {}, compile, safe_mode, options)
         else:
@@ -158,7 +158,7 @@ def _from_hdf5(
 
 def _plan(model: Any, saved: SavedModel, options: LoadOptions, layout: Layout) -> Plan:
     """Plan the load of the weights, from the very file that the model was built from."""
-    plan = Job(model=model, request=Request(), options=options, layout=layout).plan(saved.path)
+    plan = LoadSpec(model=model, request=Request(), options=options, layout=layout).plan(saved.path)
     if isinstance(plan.catalog, Catalog) and plan.catalog.identity != saved.identity:
         raise Changed(
             f"{saved.path} was modified or replaced while its model was built",
@@ -268,7 +268,7 @@ def _saved_names(plan: Plan, updated: list[Any]) -> dict[str, int]:
         return {}
     numbers = {id(variable): number for number, variable in enumerate(updated)}
     by_key = {each.record.key: numbers.get(id(each.target.variable)) for each in plan.matching.assignments.values()}
-    layout = read_layout(catalog.contents)
+    layout = read_legacy(catalog.contents)
     found = {}
     for layer in (*layout.layers, *([layout.top_level] if layout.top_level else [])):
         for name, key in layer.weights:

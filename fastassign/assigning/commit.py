@@ -10,7 +10,7 @@ from typing import Any
 from fastassign.errors import Cancelled
 
 
-class Gate:
+class CommitPoint:
     """What a load passes between its last read and its first assignment, where it reads everything first.
 
     Parameters

@@ -11,7 +11,7 @@ import tensorflow as tf
 from fastassign.assigning import graph
 from fastassign.assigning.hooks import ReadArray
 from fastassign.assigning.host import memory
-from fastassign.assigning.journal import Ledger
+from fastassign.assigning.journal import Journal
 from fastassign.matching.assignment import Conversion
 from fastassign.targets.variables import numpy_dtype_of
 
@@ -23,20 +23,20 @@ class Converted:
     conversion: Conversion
     value: Any
 
-    def assign(self, ledger: Ledger, session: Any) -> None:
+    def assign(self, journal: Journal, session: Any) -> None:
         """Make it the variable's value.
 
         Parameters
         ----------
-        ledger : Ledger
+        ledger : Journal
             Where it is entered.
         session : tf.compat.v1.Session or None
             Runs the assignment, where the variable belongs to a graph.
         """
         conversion, target = self.conversion, self.conversion.target
-        ledger.remember(target)
+        journal.remember(target)
         # Named before it changes: an interrupt in between names one variable too many, never one too few.
-        ledger.assigned.append(target.name)
+        journal.assigned.append(target.name)
         if session is not None:
             # Named still if the run fails: whether it reached the variable is not known.
             graph.feed(session, [target], [self.value])
@@ -44,14 +44,14 @@ class Converted:
             try:
                 self._assign_eagerly()
             except Exception:
-                ledger.assigned.pop()
+                journal.assigned.pop()
                 raise
         for record, fit in zip(conversion.recipe.records, conversion.fits, strict=True):
             if fit == "cast":
-                ledger.cast.append(f"{target.name}: {record.dtype} to {target.dtype}")
+                journal.cast.append(f"{target.name}: {record.dtype} to {target.dtype}")
                 break
-        ledger.converted.append(str(conversion))
-        ledger.enter("convert", (target.name,), conversion.recipe.nbytes)
+        journal.converted.append(str(conversion))
+        journal.enter("convert", (target.name,), conversion.recipe.nbytes)
 
     def _assign_eagerly(self) -> None:
         target = self.conversion.target

@@ -15,15 +15,16 @@ import numpy as np
 import tensorflow as tf
 
 from fastassign.assigning import graph, hooks
-from fastassign.assigning.commit import Gate
+from fastassign.assigning.commit import CommitPoint
 from fastassign.assigning.converted import Converted, convert
 from fastassign.assigning.device.direct import DirectBatch
-from fastassign.assigning.device.lane import Lanes
+from fastassign.assigning.device.open_lane import OpenLanes
 from fastassign.assigning.device.slab import SlabBatch
 from fastassign.assigning.host import memory
-from fastassign.assigning.host.batches import EagerBatch, FedBatch, OpenBatch
 from fastassign.assigning.host.fused import FusedBatch, Fusions
-from fastassign.assigning.journal import Ledger
+from fastassign.assigning.host.value_batch import EagerBatch, FedBatch
+from fastassign.assigning.journal import Journal
+from fastassign.assigning.open_batch import OpenBatch
 from fastassign.catalog.catalog import numpy_dtype
 from fastassign.catalog.file import WeightFile
 from fastassign.catalog.hdf5 import Decoder
@@ -50,7 +51,7 @@ def execute(
     make_source: Callable[[Any], Source] = FileSource,
     skip_mismatch: bool = False,
     session: Any = None,
-    gate: Gate | None = None,
+    commit_point: CommitPoint | None = None,
     fusions: Fusions | None = None,
 ) -> Report:
     """Run a plan.
@@ -67,7 +68,7 @@ def execute(
         Whether an object whose own method fails is skipped.
     session : tf.compat.v1.Session, optional
         Runs the assignments, where the variables belong to a TensorFlow 1 graph.
-    gate : Gate, optional
+    commit_point : CommitPoint, optional
         May stop the load before the first variable changes, and holds a lock while they do.
     fusions : Fusions, optional
         What is kept from one execution of the plan to the next.
@@ -82,25 +83,25 @@ def execute(
         The file could not be read to its end. The attribute ``assigned`` and a note name the variables that
         have new values already; with an atomic plan there are none.
     Cancelled
-        The gate was closed before the first variable changed.
+        The load was cancelled before the first variable changed.
     """
     begin = time.perf_counter()
     if session is not None:
         graph.prepare(session.graph, plan.matching.targets)
     # What a session was fed with stays: fetching the old values first would take as long as the load.
-    ledger = Ledger(plan, progress, begin, is_reversible=plan.atomic and session is None)
+    journal = Journal(plan, progress, begin, is_reversible=plan.atomic and session is None)
     with eager_scope() if session is None else nullcontext(), _opened(plan) as file:
         run = _Run(
             plan,
             file,
             make_source,
-            ledger,
+            journal,
             session=session,
-            gate=gate or Gate(),
+            commit_point=commit_point or CommitPoint(),
             fusions=Fusions() if fusions is None else fusions,
         )
         run.all(skip_mismatch)
-    return ledger.report()
+    return journal.report()
 
 
 def _opened(plan: Plan) -> WeightFile | MemoryFile:
@@ -119,21 +120,21 @@ class _Run:
         plan: Plan,
         file: WeightFile | MemoryFile,
         make_source: Callable[[Any], Source],
-        ledger: Ledger,
+        journal: Journal,
         *,
         session: Any,
-        gate: Gate,
+        commit_point: CommitPoint,
         fusions: Fusions,
     ) -> None:
-        self._plan, self._file, self._source, self._ledger = plan, file, make_source(file), ledger
+        self._plan, self._file, self._source, self._journal = plan, file, make_source(file), journal
         self._make_source = make_source
         self._unbuffered: Source | None = None
         self._opened: list[OpenBatch] = []
-        self._session, self._gate, self._fusions = session, gate, fusions
+        self._session, self._commit_point, self._fusions = session, commit_point, fusions
         self._decoder: Decoder | None = None
         self._decoder_lock = threading.Lock()
         self._gap = memoryview(bytearray(plan.options.gap_bytes))
-        self._library_arrays: dict[str, np.ndarray[Any, Any]] = {}
+        self._hook_arrays: dict[str, np.ndarray[Any, Any]] = {}
 
     def all(self, skip_mismatch: bool) -> None:
         """Do everything that the plan says, or name the state in which it ended."""
@@ -141,26 +142,26 @@ class _Run:
             if self._plan.read_first:
                 with self._lanes() as lanes:
                     finished = self._read(lanes)
-                self._read_library()
+                self._read_hooks()
                 converted = list(self._converted())
-                with self._gate:
-                    self._run_library(skip_mismatch)
+                with self._commit_point:
+                    self._run_hooks(skip_mismatch)
                     self._assign_converted(converted)
                     self._assign(finished)
                     self._finish()
             else:
                 # Opened first: what a device lacks is to be known before anything changes.
                 with self._lanes() as lanes:
-                    self._run_library(skip_mismatch)
+                    self._run_hooks(skip_mismatch)
                     self._assign_converted(self._converted())
                     self._assign(self._read(lanes))
                 self._file.check_unchanged()
                 self._finish()
         except BaseException as error:
-            self._ledger.take_back()
+            self._journal.take_back()
             if isinstance(error, FastAssignError) and isinstance(self._file, WeightFile):
                 error.at(self._plan.catalog.path)
-            name_state(error, tuple(self._ledger.assigned), self._ledger.total)
+            name_state(error, tuple(self._journal.assigned), self._journal.total)
             # Whoever keeps the error would keep the memory.
             for opened in self._opened:
                 opened.release()
@@ -180,14 +181,14 @@ class _Run:
     # Batches.
 
     @contextmanager
-    def _lanes(self) -> Iterator[Lanes]:
-        with Lanes(self._plan) as lanes:
-            self._ledger.fallbacks += lanes.fallbacks
+    def _lanes(self) -> Iterator[OpenLanes]:
+        with OpenLanes(self._plan) as lanes:
+            self._journal.fallbacks += lanes.fallbacks
             yield lanes
 
-    def _read(self, lanes: Lanes) -> list[OpenBatch]:
+    def _read(self, lanes: OpenLanes) -> list[OpenBatch]:
         """Read all batches, and assign them as they come where the plan does not forbid it; return the rest."""
-        plan, ledger = self._plan, self._ledger
+        plan, journal = self._plan, self._journal
         sizes = {"": plan.window_bytes, **{lane.device: lane.window_bytes for lane in plan.lanes}}
         windows = Windows(plan.batches, None if plan.read_first else sizes)
         open_batches: dict[int, OpenBatch] = {}
@@ -209,16 +210,16 @@ class _Run:
                 if open_batches:
                     waiting = time.perf_counter()
                     number = workers.collect()
-                    ledger.seconds["wait"] += time.perf_counter() - waiting
+                    journal.seconds["wait"] += time.perf_counter() - waiting
                     opened = open_batches[number]
                     opened.unread -= 1
                     if not opened.unread:
                         windows.close(opened.batch)
                         finished.append(open_batches.pop(number))
-                        ledger.read_bytes += opened.batch.nbytes
+                        journal.read_bytes += opened.batch.nbytes
                         if plan.read_first:
-                            ledger.tell()
-                self._gate.check()
+                            journal.tell()
+                self._commit_point.check()
                 if not plan.read_first:
                     self._assign(finished)
         return finished
@@ -226,21 +227,21 @@ class _Run:
     @contextmanager
     def _past_the_cache(self) -> Iterator[None]:
         """Open the file past the page cache too, where that was asked for."""
-        wanted = self._plan.options.direct_io and any(batch.route == "direct" for batch in self._plan.batches)
+        wanted = self._plan.options.device.direct_io and any(batch.route == "direct" for batch in self._plan.batches)
         if not wanted or not isinstance(self._file, WeightFile):
             yield
             return
         try:
             file = UnbufferedFile(self._file)
         except OSError as error:
-            self._ledger.fallbacks.append(f"direct_io: {error}: the file was read through the page cache")
+            self._journal.fallbacks.append(f"direct_io: {error}: the file was read through the page cache")
             yield
             return
         with file:
             self._unbuffered = self._make_source(file)
             yield
 
-    def _open(self, batch: Batch, lanes: Lanes) -> OpenBatch:
+    def _open(self, batch: Batch, lanes: OpenLanes) -> OpenBatch:
         if self._session is not None:
             return FedBatch(batch, self._session)
         if batch.lane:
@@ -259,34 +260,34 @@ class _Run:
         begin = time.perf_counter()
         for opened in finished:
             opened.settle()
-            opened.assign(self._ledger)
+            opened.assign(self._journal)
         finished.clear()
-        self._ledger.seconds["assign"] += time.perf_counter() - begin
+        self._journal.seconds["assign"] += time.perf_counter() - begin
 
     # What only the library can do.
 
-    def _read_library(self) -> None:
+    def _read_hooks(self) -> None:
         """Read what the library's own code will ask for, so that it does not read while variables change."""
-        for record in self._plan.library_records:
-            self._gate.check()
-            self._library_arrays[record.key] = self._read_array(record)
+        for record in self._plan.hook_records:
+            self._commit_point.check()
+            self._hook_arrays[record.key] = self._read_array(record)
         self._file.check_unchanged()
 
-    def _run_library(self, skip_mismatch: bool) -> None:
-        ledger, matching = self._ledger, self._plan.matching
-        ledger.rollback, names, failures = hooks.run_hooks(matching, self._read_array, skip_mismatch=skip_mismatch)
+    def _run_hooks(self, skip_mismatch: bool) -> None:
+        journal, matching = self._journal, self._plan.matching
+        journal.rollback, names, failures = hooks.run_hooks(matching, self._read_array, skip_mismatch=skip_mismatch)
         if names:
-            ledger.assigned += names
-            ledger.enter("hook", names)
-        ledger.failures += failures
-        _tell_user(matching, ledger.failures)
+            journal.assigned += names
+            journal.enter("hook", names)
+        journal.failures += failures
+        _tell_user(matching, journal.failures)
 
     # What is made of arrays of the file.
 
     def _converted(self) -> Iterator[Converted]:
         """Make one value after the other, each when it is asked for."""
         for conversion in self._plan.matching.conversions.values():
-            self._gate.check()
+            self._commit_point.check()
             made = convert(conversion, self._read_array)
             self._file.check_unchanged()
             yield made
@@ -294,15 +295,15 @@ class _Run:
 
     def _assign_converted(self, converted: Iterable[Converted]) -> None:
         for made in converted:
-            made.assign(self._ledger, self._session)
+            made.assign(self._journal, self._session)
             del made
 
     def _read_array(self, record: TensorRecord) -> np.ndarray[Any, Any]:
-        known = self._library_arrays.pop(record.key, None)
+        known = self._hook_arrays.pop(record.key, None)
         if known is not None:
             return known
         array = np.empty(record.shape, dtype=numpy_dtype(record.dtype))
-        if record.encoding == "library":
+        if record.encoding == "h5py":
             self._decode(record, array)
             return array
         view, start = memory.as_bytes(array), 0

@@ -15,7 +15,7 @@ from fastassign.report import Report
 from fastassign.targets.target import Target
 
 
-class Ledger:
+class Journal:
     """The books of one execution, kept by the thread that assigns.
 
     Parameters
@@ -132,26 +132,26 @@ class Ledger:
 
 
 class Entry:
-    """The assignment of one variable, as a context; see ``Ledger.entering``."""
+    """The assignment of one variable, as a context; see ``Journal.entering``."""
 
-    __slots__ = ("_ledger", "_placement")
+    __slots__ = ("_journal", "_placement")
 
-    def __init__(self, ledger: Ledger, placement: Placement) -> None:
-        self._ledger, self._placement = ledger, placement
+    def __init__(self, journal: Journal, placement: Placement) -> None:
+        self._journal, self._placement = journal, placement
 
     def __enter__(self) -> None:
         """Name the variable, before it changes: an interrupt names one too many, never one too few."""
         target = self._placement.assignment.target
-        self._ledger.remember(target)
-        self._ledger.assigned.append(target.name)
+        self._journal.remember(target)
+        self._journal.assigned.append(target.name)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Enter it, or take the name back if it was not assigned."""
-        ledger, placement = self._ledger, self._placement
+        journal, placement = self._journal, self._placement
         if error is None:
-            ledger.note_cast(placement.assignment)
-            ledger.enter(placement.route, (placement.assignment.target.name,), placement.nbytes)
+            journal.note_cast(placement.assignment)
+            journal.enter(placement.route, (placement.assignment.target.name,), placement.nbytes)
         elif isinstance(error, Exception):
-            ledger.assigned.pop()
+            journal.assigned.pop()

@@ -15,11 +15,11 @@ from fastassign.catalog.file import Identity, WeightFile
 from fastassign.catalog.policy import Limits
 from fastassign.catalog.records import Contents, Index, TensorRecord
 from fastassign.errors import Changed
-from fastassign.report import printable
+from fastassign.text import printable
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
-Layout = Literal["legacy", "keras3", "other"]
+FileFormat = Literal["legacy", "keras3", "other"]
 
 
 class CatalogEntry:
@@ -76,7 +76,7 @@ class Catalog(Mapping[str, CatalogEntry]):
         The file.
     identity : Identity
         The state of the file that was indexed.
-    layout : {"legacy", "keras3", "other"}
+    format : {"legacy", "keras3", "other"}
         What the contents look like, whatever the file is called.
     index : Index
         Records, groups and text attributes.
@@ -110,7 +110,7 @@ class Catalog(Mapping[str, CatalogEntry]):
         return self._inflated is None
 
     @property
-    def layout(self) -> Layout:
+    def format(self) -> FileFormat:
         """What the contents look like."""
         if keras_legacy.is_legacy(self.contents):
             return "legacy"
@@ -135,7 +135,7 @@ class Catalog(Mapping[str, CatalogEntry]):
 
     def __repr__(self) -> str:
         """Summarise in one line."""
-        return f"<Catalog {self.path} {self.layout} layout, {len(self)} tensors, {self.nbytes} bytes>"
+        return f"<Catalog {self.path} {self.format} format, {len(self)} tensors, {self.nbytes} bytes>"
 
     def __str__(self) -> str:
         """List the tensors, one a line."""
@@ -218,7 +218,7 @@ class Catalog(Mapping[str, CatalogEntry]):
         """Return the catalog as JSON-ready data."""
         return {
             "file": str(self.path),
-            "layout": self.layout,
+            "format": self.format,
             "bytes": self.nbytes,
             "tensors": [
                 {

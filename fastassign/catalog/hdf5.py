@@ -339,7 +339,7 @@ class _Walk:
         if record.dtype.startswith(">"):
             parts += ", big-endian"
         detail = ", ".join([parts, *(_FILTER_NAMES.get(code, f"filter {code}") for code in filters)])
-        self._records[key] = TensorRecord(key, record.shape, record.dtype, "library", (), detail)
+        self._records[key] = TensorRecord(key, record.shape, record.dtype, "h5py", (), detail)
 
     def _dtype(self, dataset: Any, key: str) -> tuple[str, bool] | None:
         """Return the record's dtype and whether the stored bytes are exactly that, little-endian."""

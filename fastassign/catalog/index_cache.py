@@ -147,7 +147,7 @@ def _encode(identity: Identity, index: Index) -> bytes:
             "shapes": [record.shape for record in records],
             "dtypes": [record.dtype for record in records],
             "offsets": [record.extents[0].offset if record.extents else -1 for record in records],
-            "details": {record.key: record.detail for record in records if record.encoding == "library"},
+            "details": {record.key: record.detail for record in records if record.encoding == "h5py"},
             "groups": contents.groups,
             "refusals": [(r.key, r.rule, r.message, r.option) for r in contents.refusals.values()],
             "texts": [(path, name, values) for (path, name), values in contents.texts.items()],
@@ -204,7 +204,7 @@ def _records(data: dict[str, Any], base: int, end: int) -> dict[str, TensorRecor
         return None
     for key, shape, dtype, offset in zip(data["keys"], shapes, data["dtypes"], data["offsets"], strict=True):
         if key in details:
-            records[key] = TensorRecord(key, shape, dtype, "library", (), details[key])
+            records[key] = TensorRecord(key, shape, dtype, "h5py", (), details[key])
             continue
         nbytes = itemsizes[dtype] * math.prod(shape)
         if nbytes == 0:

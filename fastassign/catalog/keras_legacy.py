@@ -28,7 +28,7 @@ class SavedLayer:
 
 
 @dataclass(frozen=True, slots=True)
-class LegacyLayout:
+class LegacyContents:
     """The layers of a legacy file.
 
     Attributes
@@ -62,7 +62,7 @@ def is_legacy(contents: Contents) -> bool:
     )
 
 
-def read_layout(contents: Contents) -> LegacyLayout:
+def read_legacy(contents: Contents) -> LegacyContents:
     """Read the layout; a file of another kind gives one without layers, as stock sees it.
 
     Raises
@@ -80,7 +80,7 @@ def read_layout(contents: Contents) -> LegacyLayout:
     has_top = top in contents.groups or top in contents.refusals
     version = contents.texts.get((root, "keras_version"), ("1",))
     backend = contents.texts.get((root, "backend"), ())
-    return LegacyLayout(
+    return LegacyContents(
         layers=tuple(_layer(contents, root, name) for name in _names(contents, root, "layer_names")),
         top_level=_layer(contents, root, TOP_LEVEL_GROUP) if has_top else None,
         keras_version=version[0] if version else "1",

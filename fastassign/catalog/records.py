@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 # How the bytes of a tensor are stored. "raw": the extents, one after the other, are the array in C order,
-# little-endian, nothing else to do. "library": chunked, filtered, big-endian or never written; h5py reads it.
-Encoding = Literal["raw", "library"]
+# little-endian, nothing else to do. "h5py": chunked, filtered, big-endian or never written; h5py reads it.
+Encoding = Literal["raw", "h5py"]
 
 # Item sizes of the dtypes that numpy does not know by name alone.
 _OPAQUE_ITEMSIZE = {"bfloat16": 2, "|V1": 1, "|V2": 2}
@@ -48,12 +48,12 @@ class TensorRecord:
     dtype : str
         numpy's ``dtype.str`` (``"<f4"``, ``">f8"``, ``"|b1"``), ``"bfloat16"`` for Keras' marked two-byte
         opaque form, or ``"|V1"``/``"|V2"`` for unmarked opaque bytes.
-    encoding : {"raw", "library"}
+    encoding : {"raw", "h5py"}
         Whether the extents are the array itself, or h5py has to decode it.
     extents : tuple of Extent
-        Where the bytes stand; empty for the encoding ``"library"`` and for tensors without elements.
+        Where the bytes stand; empty for the encoding ``"h5py"`` and for tensors without elements.
     detail : str
-        Why the encoding is ``"library"`` (``"chunked, gzip"``); empty for ``"raw"``.
+        Why the encoding is ``"h5py"`` (``"chunked, gzip"``); empty for ``"raw"``.
     """
 
     key: str

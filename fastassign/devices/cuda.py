@@ -244,8 +244,8 @@ class CudaDriver:
             except DeviceFailed as error:
                 raise NotPageLocked(
                     f"{nbytes} bytes of host memory could not be page-locked: {error}",
-                    hint="lower LoadOptions(slot_bytes=, device_threads=), raise the limit of locked memory "
-                    "(ulimit -l, or the container's), or go without: LoadOptions(page_lock=False)",
+                    hint="lower DeviceOptions(slot_bytes=, threads=), raise the limit of locked memory "
+                    "(ulimit -l, or the container's), or go without: DeviceOptions(page_lock=False)",
                 ) from error
 
     def unlock(self, ordinal: int, address: int) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from fastassign.devices.cuda import Fence
-from fastassign.devices.staging import Lease
+from fastassign.devices.staging import StagingBuffer
 from fastassign.errors import DeviceFailed
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class Slot:
 
     Parameters
     ----------
-    lease : Lease
+    lease : StagingBuffer
         The memory.
 
     Attributes
@@ -40,7 +40,7 @@ class Slot:
 
     __slots__ = ("address", "fence", "lease", "memory", "number", "view")
 
-    def __init__(self, number: int, lease: Lease) -> None:
+    def __init__(self, number: int, lease: StagingBuffer) -> None:
         self.number, self.lease = number, lease
         self.memory: np.ndarray[Any, Any] = lease.memory
         self.view = lease.memory.data
@@ -61,7 +61,7 @@ class Ring:
         Makes a fence behind all copies.
     """
 
-    def __init__(self, lend: Callable[[], Lease], count: int, mark: Callable[[], Fence]) -> None:
+    def __init__(self, lend: Callable[[], StagingBuffer], count: int, mark: Callable[[], Fence]) -> None:
         self._mark = mark
         self._free: list[Slot] = []
         self._copied: deque[Slot] = deque()

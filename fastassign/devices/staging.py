@@ -39,7 +39,7 @@ class _Block:
     locker: Locker | None
 
 
-class Lease:
+class StagingBuffer:
     """Memory of the pool, until it is given back.
 
     Attributes
@@ -80,11 +80,11 @@ class StagingPool:
     def __init__(self) -> None:
         self.leased_bytes = self.idle_bytes = 0
         self._idle: list[_Block] = []
-        self._leases: dict[Lease, None] = {}
+        self._leases: dict[StagingBuffer, None] = {}
         self._lock = threading.Lock()
         os.register_at_fork(after_in_child=self._forget)
 
-    def lease(self, nbytes: int, *, owner: str, locker: Locker | None, limit_bytes: int) -> Lease:
+    def lease(self, nbytes: int, *, owner: str, locker: Locker | None, limit_bytes: int) -> StagingBuffer:
         """Lend memory.
 
         Parameters
@@ -118,7 +118,7 @@ class StagingPool:
             self._trim(room)
             if block is None:
                 block = self._new_block(nbytes, locker)
-            lease = Lease(self, block, owner)
+            lease = StagingBuffer(self, block, owner)
             self._leases[lease] = None
             self.leased_bytes += nbytes
         return lease
@@ -155,8 +155,8 @@ class StagingPool:
             self.idle_bytes -= block.memory.nbytes
             _unlock(block)
 
-    def take_back(self, lease: Lease, block: _Block) -> None:
-        """Take a lease back; see ``Lease.give_back``."""
+    def take_back(self, lease: StagingBuffer, block: _Block) -> None:
+        """Take a lease back; see ``StagingBuffer.give_back``."""
         with self._lock:
             if lease not in self._leases:
                 raise RuntimeError(f"the memory of {lease.owner} was given back before")

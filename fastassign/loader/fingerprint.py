@@ -24,7 +24,7 @@ _GAP_BYTES = 16 << 10
 _READ_BYTES = 4 << 20
 
 
-class Skeleton:
+class Fingerprint:
     """The bytes of an HDF5 file that belong to no tensor.
 
     Parameters

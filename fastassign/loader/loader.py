@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from fastassign.catalog.catalog import Catalog
 from fastassign.errors import Cancelled, FastAssignError
-from fastassign.gc_pause import held_back
-from fastassign.loader.fingerprint import Skeleton
+from fastassign.gc_pause import gc_paused
+from fastassign.loader.fingerprint import Fingerprint
 from fastassign.matching.match import Request, choose_layout
 from fastassign.options import LoadOptions
-from fastassign.pipeline import Job
+from fastassign.pipeline import LoadSpec
 from fastassign.planning.plan import Plan
 from fastassign.progress import Callback, ProgressEvent
 from fastassign.report import Report
@@ -34,7 +34,7 @@ from fastassign.targets.target import Layout
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from fastassign.assigning.commit import Gate
+    from fastassign.assigning.commit import CommitPoint
 
 _Task = Callable[[], None]
 
@@ -51,15 +51,15 @@ class LoadFuture(Future[Report]):
         The file.
     progress : ProgressEvent or None
         Where the load stands; ``None`` until the first bytes are there.
-    gate : Gate
+    commit_point : CommitPoint
         What the load passes before variables change.
     """
 
-    def __init__(self, path: str | os.PathLike[str], gate: Gate) -> None:
+    def __init__(self, path: str | os.PathLike[str], commit_point: CommitPoint) -> None:
         super().__init__()
         self.path = os.fspath(path)
         self.progress: ProgressEvent | None = None
-        self.gate = gate
+        self.commit_point = commit_point
 
     def cancel(self) -> bool:
         """Stop the load before any variable changes.
@@ -70,7 +70,7 @@ class LoadFuture(Future[Report]):
             Whether it will stop: ``result()`` then raises ``Cancelled``. ``False`` if variables have begun to change,
             which takes milliseconds, or if it is over.
         """
-        return not self.done() and self.gate.close()
+        return not self.done() and self.commit_point.close()
 
     def cancelled(self) -> bool:
         """Whether the load was stopped."""
@@ -82,7 +82,7 @@ class _Kept:
     """What is known of the last load."""
 
     plan: Plan
-    skeleton: Skeleton
+    fingerprint: Fingerprint
     layout: Layout
     session: Any
     identity: list[Any]
@@ -147,7 +147,7 @@ class Loader:
             objects_to_skip=None if objects_to_skip is None else tuple(objects_to_skip),
         )
         discover(model)  # raises for what is no model now, not at the first load
-        self._job = Job(model=model, request=request, options=self._options, session=session, repeated=True)
+        self._spec = LoadSpec(model=model, request=request, options=self._options, session=session, repeated=True)
         self._kept: _Kept | None = None
         # Reentrant, to find out who calls a method from inside a load, instead of waiting for it for ever.
         self._loading = threading.RLock()
@@ -189,7 +189,7 @@ class Loader:
         RuntimeError
             The loader is closed, or this is a callback of one of its loads.
         """
-        return self._load(path, self._gate(), progress, self._session(), read_first=self._reads_first)
+        return self._load(path, self._commit_point(), progress, self._session(), read_first=self._reads_first)
 
     def load_async(self, path: str | os.PathLike[str]) -> LoadFuture:
         """Load a file in the background.
@@ -207,7 +207,7 @@ class Loader:
         RuntimeError
             The loader is closed.
         """
-        future = LoadFuture(path, self._gate())
+        future = LoadFuture(path, self._commit_point())
         with self._state:
             self._check_open()
             if self._thread is None:
@@ -250,10 +250,10 @@ class Loader:
 
     # One load.
 
-    def _gate(self) -> Gate:
-        from fastassign.assigning.commit import Gate  # imports TensorFlow
+    def _commit_point(self) -> CommitPoint:
+        from fastassign.assigning.commit import CommitPoint  # imports TensorFlow
 
-        return Gate(self._held)
+        return CommitPoint(self._held)
 
     def _is_inside(self) -> bool:
         """Whether a load of this loader is under way in this very thread."""
@@ -271,7 +271,7 @@ class Loader:
     def _load(
         self,
         path: str | os.PathLike[str],
-        gate: Gate,
+        commit_point: CommitPoint,
         progress: bool | Callback | None,
         session: Any,
         *,
@@ -280,14 +280,14 @@ class Loader:
         with self._loading:
             if self._is_loading:
                 raise RuntimeError("a loader can't load from a callback of its own load")
-            gate.check()
+            commit_point.check()
             self._check_open()
             plan, remark = self._plan(path, session)
             if read_first:
                 plan = plan.reading_first()
             if plan.executor is None:
                 raise TypeError("the pipeline makes no plan without an executor")
-            made = replace(plan, executor=partial(plan.executor, gate=gate))
+            made = replace(plan, executor=partial(plan.executor, commit_point=commit_point))
             self._is_loading = True
             try:
                 return replace(made.execute(progress), plan=remark)
@@ -302,23 +302,23 @@ class Loader:
             if catalog is not None:
                 seconds = {"index": time.perf_counter() - begin}
                 return replace(kept.plan, catalog=catalog, seconds=seconds), remark
-        with held_back():
-            plan = replace(self._job, session=session).plan(path)
+        with gc_paused():
+            plan = replace(self._spec, session=session).plan(path)
         if not isinstance(plan.catalog, Catalog):
             raise TypeError("a file has a catalog")
         self._kept = _Kept(
             plan=plan,
-            skeleton=Skeleton(plan.catalog),
+            fingerprint=Fingerprint(plan.catalog),
             layout=self._layout(path),
             session=session,
-            identity=discover(self._job.model).identity(),
+            identity=discover(self._spec.model).identity(),
         )
         return plan, remark
 
     def _same(self, kept: _Kept, path: str | os.PathLike[str], session: Any) -> tuple[Catalog | None, str]:
         """Return the catalog of a file for which the plan holds, or none, and what the report says."""
         reason = ""
-        if not _identical(discover(self._job.model).identity(), kept.identity):
+        if not _identical(discover(self._spec.model).identity(), kept.identity):
             reason = "the model has other layers or variables than before, others are trainable, or they are in a scope"
         elif session is not kept.session:
             reason = "the session is another than before"
@@ -326,15 +326,15 @@ class Loader:
             reason = "links out of the file are allowed, and what they lead to may be different"
         elif self._layout(path) != kept.layout:
             reason = "the file is of another format than the one before"
-        elif not kept.skeleton.is_known:
+        elif not kept.fingerprint.is_known:
             reason = "the weights of the file before were compressed"
-        catalog = None if reason else kept.skeleton.reopen(path)
+        catalog = None if reason else kept.fingerprint.reopen(path)
         if catalog is not None:
             return catalog, "kept"
         return None, f"made again: {reason or 'the file is of another structure than the one before'}"
 
     def _layout(self, path: str | os.PathLike[str]) -> Layout:
-        return choose_layout(discover(self._job.model), Path(path), self._job.request)
+        return choose_layout(discover(self._spec.model), Path(path), self._spec.request)
 
     def _session(self) -> Any:
         """Return the TensorFlow 1 session that this thread would run: another thread would not find it."""
@@ -345,22 +345,22 @@ class Loader:
         if kept is not None:
             targets = kept.plan.matching.targets
         else:
-            parts = discover(self._job.model).identity()
+            parts = discover(self._spec.model).identity()
             variables = [part for part in parts if hasattr(part, "assign") and hasattr(part, "shape")]
             targets = [any_target(variable, (), handles=handles) for variable in variables]
         if not targets or targets[0].graph is None:  # eager, as nearly all are
-            return self._job.session
-        return find_session(self._job.session, targets)
+            return self._spec.session
+        return find_session(self._spec.session, targets)
 
     def _load_for(self, future: LoadFuture, session: Any) -> None:
         future.set_running_or_notify_cancel()
         try:
             callback = partial(setattr, future, "progress")
-            report = self._load(future.path, future.gate, callback, session, read_first=True)
+            report = self._load(future.path, future.commit_point, callback, session, read_first=True)
         except BaseException as error:  # noqa: BLE001 - for whoever asks for the result
             # Whoever keeps the future would keep the buffers.
             traceback.clear_frames(error.__traceback__)
-            if future.gate.is_closed and not isinstance(error, Cancelled):
+            if future.commit_point.is_closed and not isinstance(error, Cancelled):
                 cancelled = Cancelled("the load was cancelled; no variable was changed", file=future.path)
                 cancelled.__cause__ = error
                 future.set_exception(cancelled)

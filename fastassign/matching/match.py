@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastassign.catalog.catalog import Catalog
-from fastassign.catalog.keras_legacy import LegacyLayout, is_legacy, read_layout
+from fastassign.catalog.keras_legacy import LegacyContents, is_legacy, read_legacy
 from fastassign.catalog.records import TensorRecord
 from fastassign.errors import FastAssignError, Mismatch, Unsupported
 from fastassign.matching.assignment import Matching, Notice
@@ -109,13 +109,13 @@ def match(
     Refused, Malformed
         The load needs something that the policy does not allow, or that the file lacks.
     """
-    saved: LegacyLayout | None = None
+    saved: LegacyContents | None = None
     selection: Selection | None = None
     try:
         selection = _select(model, options)
         if model.library == "tensorflow":
             matching = match_by_key(model, catalog, skip_mismatch=request.skip_mismatch)
-            saved = read_layout(catalog.contents) if is_legacy(catalog.contents) else None
+            saved = read_legacy(catalog.contents) if is_legacy(catalog.contents) else None
         elif layout == "keras3":
             matching = match_by_path(
                 model,
@@ -128,7 +128,7 @@ def match(
             if request.by_name:
                 matching.skipped.append("by_name: tf_keras ignores it for Keras 3 files, which have no layer names")
         else:
-            saved = read_layout(catalog.contents)
+            saved = read_legacy(catalog.contents)
             matching = _match_legacy(model, catalog, saved, request, options, selection)
             matching.finalizers = model.finalizers()
     except FastAssignError as error:
@@ -158,7 +158,7 @@ def match(
 def _match_legacy(
     model: ModelTargets,
     catalog: Catalog,
-    saved: LegacyLayout,
+    saved: LegacyContents,
     request: Request,
     options: LoadOptions,
     selection: Selection | None,
@@ -192,7 +192,7 @@ def _missing(model: ModelTargets | BareTargets, matching: Matching) -> Iterable[
     return (target for target in model.all_targets(matching.layout) if id(target.variable) not in covered)
 
 
-def _unexpected(catalog: Catalog, matching: Matching, saved: LegacyLayout | None) -> Iterable[TensorRecord]:
+def _unexpected(catalog: Catalog, matching: Matching, saved: LegacyContents | None) -> Iterable[TensorRecord]:
     used = {assignment.record.key for assignment in matching.assignments.values()}
     used.update(record.key for each in matching.conversions.values() for record in each.recipe.records)
     used.update(record.key for hook in matching.hooks for record in hook.records.values())

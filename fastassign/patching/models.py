@@ -15,7 +15,7 @@ from pathlib import PurePath
 from typing import Any
 
 from fastassign.options import LoadOptions
-from fastassign.patching.redirect import Executable, Gap, redirect
+from fastassign.patching.redirect import Executable, NotCovered, redirect
 from fastassign.patching.weights import Arguments, local, on_tensorflow, planned
 
 
@@ -32,13 +32,13 @@ class _Saved:
         try:
             found = os.stat(path if descriptor is None else descriptor)
         except OSError as error:
-            raise Gap(str(error)) from error
+            raise NotCovered(str(error)) from error
         return cls(path, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns))
 
     def plan(self, model: Any, options: LoadOptions | None, *, feeds: bool = False) -> Executable:
         """Plan the load of the weights, if the path still leads to the file that the model was built from."""
         if self.at(self.path).stamp != self.stamp:
-            raise Gap("the file was replaced meanwhile")
+            raise NotCovered("the file was replaced meanwhile")
         return planned(model, self.path, options, feeds=feeds)
 
 
@@ -58,7 +58,7 @@ def from_keras_archive(what: str, arguments: Arguments) -> dict[str, Any]:
     library, file = sys.modules["keras.src.saving.saving_lib"], arguments["fileobj"]
     name = getattr(file, "name", None)
     if not isinstance(name, str) or not name.endswith(".keras"):
-        raise Gap("it is read from an object, not from a file")
+        raise NotCovered("it is read from an object, not from a file")
     saved = _Saved.at(name, file.fileno())
 
     def opened(model: Any, store: _Unopened) -> Any:
@@ -113,14 +113,14 @@ def from_tf_keras_hdf5(what: str, arguments: Arguments) -> dict[str, Any]:
 def _from_hdf5(what: str, library: Any, path: Any) -> dict[str, Any]:
     saved = _Saved.at(local(path))
     if str(path).endswith(".weights.h5"):
-        raise Gap("fastassign takes a file of this name for one of Keras 3's")
+        raise NotCovered("fastassign takes a file of this name for one of Keras 3's")
 
     def route(arguments: Arguments, options: LoadOptions | None) -> Executable:
         group, model = list(arguments.values())[:2]
         if "layer_names" in group.file.attrs:
-            raise Gap("the file holds two sets of weights")
+            raise NotCovered("the file holds two sets of weights")
         if not model.built:
-            raise Gap("the model is not built yet")
+            raise NotCovered("the model is not built yet")
         return saved.plan(model, options, feeds=library.__name__.startswith("tf_keras."))
 
     name = "load_weights_from_hdf5_group"
@@ -147,11 +147,11 @@ def _load_state(
     def route(arguments: Arguments, options: LoadOptions | None) -> Executable:
         store = arguments["weights_store"]
         if not isinstance(store, (_Unopened, library.H5IOStore)):
-            raise Gap(f"its weights are in a {type(store).__name__}")
+            raise NotCovered(f"its weights are in a {type(store).__name__}")
         model = next(iter(arguments.values()))
         # `load_weights` of Keras 3 refuses such a model, `load_model` does not.
         if library.__name__.startswith("keras.") and not model.built:
-            raise Gap("the model is not built yet")
+            raise NotCovered("the model is not built yet")
         return saved.plan(model, options)
 
     # False, so that nothing is taken from it; Keras insists on the class.

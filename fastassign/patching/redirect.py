@@ -12,14 +12,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from fastassign.gc_pause import held_back
+from fastassign.gc_pause import gc_paused
 from fastassign.options import LoadOptions
-from fastassign.report import Report, printable
+from fastassign.report import Report
+from fastassign.text import printable
 
 log = logging.getLogger("fastassign")
 
 
-class Gap(Exception):
+class NotCovered(Exception):
     """A call is the library's to answer; the text says why. No caller sees it."""
 
 
@@ -92,7 +93,7 @@ def redirect(
         The function. It does what fastassign does not cover, everything while nobody holds the switch, and what is
         called from within another redirected call.
     route : callable
-        Makes of the arguments what is to be done; raises ``Gap`` for what is the library's.
+        Makes of the arguments what is to be done; raises ``NotCovered`` for what is the library's.
     subject : str, optional
         The argument that the log names.
     finish : callable, optional
@@ -114,9 +115,9 @@ def redirect(
         try:
             arguments = _bind(signature, args, kwargs)
             what = _describe(call, arguments, subject)
-            with _inside(), held_back():
+            with _inside(), gc_paused():
                 report = route(arguments, holder.options).execute()
-        except Gap as gap:
+        except NotCovered as gap:
             tell_stock(what, gap)
         else:
             _tell_ours(what, report)
@@ -145,7 +146,7 @@ def redirect_within(
     call, stock, subject
         As for ``redirect``.
     inner : callable
-        Gives the replacements, from what the log calls this call, and its arguments; raises ``Gap``.
+        Gives the replacements, from what the log calls this call, and its arguments; raises ``NotCovered``.
     calls : tuple of str
         The global names of ``stock`` that are replaced.
 
@@ -155,7 +156,7 @@ def redirect_within(
         ``stock`` does not call these: it is not the function that this was written for.
     """
     if not isinstance(stock, types.FunctionType) or not set(calls) <= set(stock.__code__.co_names):
-        raise Gap(f"it does not call {' and '.join(calls)}")
+        raise NotCovered(f"it does not call {' and '.join(calls)}")
     original: types.FunctionType = stock
     signature = inspect.signature(original)
 
@@ -168,7 +169,7 @@ def redirect_within(
             arguments = _bind(signature, args, kwargs)
             what = _describe(call, arguments, subject)
             replacements = inner(what, arguments)
-        except Gap as gap:
+        except NotCovered as gap:
             tell_stock(what, gap)
             replacements = None
         if replacements is None:
@@ -195,7 +196,7 @@ def announce(call: str, stock: Callable[..., Any], reason: str, *, subject: str)
         if _in_force() is not None:
             try:
                 what = _describe(call, _bind(signature, args, kwargs), subject)
-            except Gap:
+            except NotCovered:
                 what = call
             tell_stock(what, reason)
         return stock(*args, **kwargs)
@@ -225,7 +226,7 @@ def _bind(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str,
     try:
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:
-        raise Gap(f"it does not take these arguments ({error})") from error
+        raise NotCovered(f"it does not take these arguments ({error})") from error
     bound.apply_defaults()
     return bound.arguments
 

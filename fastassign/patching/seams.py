@@ -33,7 +33,7 @@ class Seam:
     name : str
         Its name there; ``"Class.name"`` for a method.
     make : callable
-        Makes the replacement of it; raises ``Gap`` if it is not the function that it was written for.
+        Makes the replacement of it; raises ``NotCovered`` if it is not the function that it was written for.
     """
 
     module: str

@@ -17,7 +17,7 @@ from typing import Any
 from fastassign.options import LoadOptions
 from fastassign.patching import redirect
 from fastassign.patching.imports import PostImport
-from fastassign.patching.redirect import Gap, Holder, log
+from fastassign.patching.redirect import Holder, NotCovered, log
 from fastassign.patching.seams import OPTIONAL, SEAMS, Library
 
 
@@ -193,7 +193,7 @@ def _prepare(library: Library) -> Iterator[_Patch]:
         try:
             owner, name, stock = seam.find()
             yield _Patch(owner, name, stock, seam.make(stock))
-        except (LookupError, AttributeError, Gap) as error:
+        except (LookupError, AttributeError, NotCovered) as error:
             if seam.name not in OPTIONAL:
                 log.warning("%s.%s of %s %s stays as it is: %s", seam.module, seam.name, library, version, error)
 

@@ -17,7 +17,7 @@ from typing import Any
 from fastassign import verbs
 from fastassign.errors import NoSession, Unsupported
 from fastassign.options import LoadOptions
-from fastassign.patching.redirect import Executable, Gap
+from fastassign.patching.redirect import Executable, NotCovered
 from fastassign.report import Report
 
 Arguments = Mapping[str, Any]
@@ -35,9 +35,9 @@ def local(path: Any) -> str | PurePath:
         It is something else.
     """
     if not isinstance(path, (str, PurePath)):
-        raise Gap(f"a {type(path).__name__} is no path")
+        raise NotCovered(f"a {type(path).__name__} is no path")
     if _REMOTE.match(str(path)):
-        raise Gap("the path is remote")
+        raise NotCovered("the path is remote")
     return path
 
 
@@ -52,7 +52,7 @@ def on_tensorflow() -> Any:
     keras = sys.modules["keras"]
     backend = keras.backend.backend()
     if backend != "tensorflow":
-        raise Gap(f"Keras runs on {backend}")
+        raise NotCovered(f"Keras runs on {backend}")
     return keras
 
 
@@ -82,7 +82,7 @@ def planned(
 
         if in_user_graph() and not feeds:
             raise
-        raise Gap(str(error)) from error
+        raise NotCovered(str(error)) from error
 
 
 def keras_load(arguments: Arguments, options: LoadOptions | None) -> Executable:
@@ -90,7 +90,7 @@ def keras_load(arguments: Arguments, options: LoadOptions | None) -> Executable:
     keras, path = on_tensorflow(), local(arguments["filepath"])
     model = next(iter(arguments.values()))
     if not isinstance(model, keras.layers.Layer):
-        raise Gap(f"a {type(model).__name__} is no model")
+        raise NotCovered(f"a {type(model).__name__} is no model")
     further = {**arguments.get("kwargs", {})}
     by_name = further.pop("by_name", None)
     skip = further.pop("objects_to_skip", arguments.get("objects_to_skip"))
@@ -99,11 +99,11 @@ def keras_load(arguments: Arguments, options: LoadOptions | None) -> Executable:
     legacy = name.endswith((".h5", ".hdf5")) and not weights
     # Keras' own words are the best for what it refuses.
     if not (weights or legacy or name.endswith(".keras")):
-        raise Gap("fastassign reads no files of such a name")
+        raise NotCovered("fastassign reads no files of such a name")
     if further or (by_name is not None and not legacy) or (skip is not None and not weights):
-        raise Gap("Keras refuses these arguments for this file")
+        raise NotCovered("Keras refuses these arguments for this file")
     if skip is not None and not isinstance(skip, Collection):
-        raise Gap("objects_to_skip can be read only once")
+        raise NotCovered("objects_to_skip can be read only once")
     return planned(
         model,
         path,
@@ -118,7 +118,7 @@ def keras_load_only(arguments: Arguments, options: LoadOptions | None) -> Execut
     """Plan what lies below ``keras.saving.load_weights`` for files of Keras 3."""
     # It reads "xweights.h5" as one of those; fastassign would take it for a legacy file.
     if not str(arguments["filepath"]).endswith((".keras", ".weights.h5")):
-        raise Gap("fastassign reads no files of such a name as Keras 3's")
+        raise NotCovered("fastassign reads no files of such a name as Keras 3's")
     return keras_load(arguments, options)
 
 
@@ -130,7 +130,7 @@ def tf_keras_load(arguments: Arguments, options: LoadOptions | None) -> Executab
         import h5py
 
         if not h5py.is_hdf5(name):
-            raise Gap("it is no HDF5 file")
+            raise NotCovered("it is no HDF5 file")
     return planned(
         arguments["self"],
         path,
@@ -152,7 +152,7 @@ class _Assignments:
         try:
             return verbs.assign(self.pairs, options=self.options)
         except (NoSession, Unsupported) as error:
-            raise Gap(str(error)) from error
+            raise NotCovered(str(error)) from error
 
 
 def batch_set_value(arguments: Arguments, options: LoadOptions | None) -> Executable:
@@ -161,12 +161,12 @@ def batch_set_value(arguments: Arguments, options: LoadOptions | None) -> Execut
 
     backend, tuples = sys.modules["tf_keras.src.backend"], arguments["tuples"]
     if not isinstance(tuples, (list, tuple)):
-        raise Gap(f"a {type(tuples).__name__} can be read only once")
+        raise NotCovered(f"a {type(tuples).__name__} can be read only once")
     for variable, _ in tuples:
         if isinstance(variable, backend.dtensor.DVariable):
-            raise Gap("DTensor lays values out by itself")
+            raise NotCovered("DTensor lays values out by itself")
         if not hasattr(variable, "assign"):
-            raise Gap(f"a {type(variable).__name__} is no variable")
+            raise NotCovered(f"a {type(variable).__name__} is no variable")
     # tf_keras' own line: what numpy makes of a list or a number depends on the dtype that it is asked for.
     pairs = [(variable, np.asarray(value, dtype=backend.dtype_numpy(variable))) for variable, value in tuples]
     return _Assignments(pairs, options)

@@ -10,7 +10,7 @@ from fastassign.options import LoadOptions
 from fastassign.planning.coalesce import Read, Span, coalesce, split_batches
 from fastassign.planning.costs import Cut, shortest
 from fastassign.planning.lanes import PAGE_BYTES, Devices
-from fastassign.planning.routes import ALIGNMENT, Placement, Route, aligned
+from fastassign.planning.routes import ALIGNMENT, Placement, Route, aligned_size
 
 # Small variables are allocated together up to this size: enough to make the allocation cheap, little enough that
 # the first variables of a batch are assigned while the next batch is read.
@@ -90,7 +90,7 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sizes:
+class BatchLimits:
     """What bounds batches.
 
     Attributes
@@ -106,7 +106,7 @@ class Sizes:
 
 
 def make_batches(
-    placements: Sequence[Placement], options: LoadOptions, sizes: Sizes, devices: Devices, *, repeated: bool
+    placements: Sequence[Placement], options: LoadOptions, sizes: BatchLimits, devices: Devices, *, repeated: bool
 ) -> tuple[Batch, ...]:
     """Cut a load into batches.
 
@@ -116,7 +116,7 @@ def make_batches(
         All variables.
     options : LoadOptions
         The sizes of reads and gaps, and how slabs on devices are cut.
-    sizes : Sizes
+    sizes : BatchLimits
         Bounds.
     devices : Devices
         The devices that we can copy to.
@@ -166,7 +166,7 @@ def _group(placement: Placement) -> Hashable:
     return (placement.lane, placement.casts)
 
 
-def _split(placements: Sequence[Placement], sizes: Sizes) -> Iterator[Sequence[Placement]]:
+def _split(placements: Sequence[Placement], sizes: BatchLimits) -> Iterator[Sequence[Placement]]:
     if not placements:
         return
     first = placements[0]
@@ -200,22 +200,22 @@ def _slab(placements: Sequence[Placement], options: LoadOptions, devices: Device
     for p in placements:
         shapes.setdefault(p.assignment.target.shape, len(shapes))
     members = sorted(placements, key=lambda p: shapes[p.assignment.target.shape])
-    cut = options.cut
+    cut = options.device.cut
     if cut == "auto":
         can_scatter = devices.reached[members[0].lane].has_kernels
         cut = shortest(variables=len(members), runs=len(shapes), repeated=repeated, scatters=can_scatter)
     rows = len(members) if cut == "scatter" else int(members[0].casts)
     reads = coalesce(_spans(members), read_bytes=options.read_bytes, gap_bytes=options.gap_bytes)
-    return _batch(members, reads, cut=cut, head_bytes=aligned(rows * TABLE_ROW_BYTES))
+    return _batch(members, reads, cut=cut, head_bytes=aligned_size(rows * TABLE_ROW_BYTES))
 
 
-def _direct(placements: Sequence[Placement], options: LoadOptions, sizes: Sizes) -> Batch:
+def _direct(placements: Sequence[Placement], options: LoadOptions, sizes: BatchLimits) -> Batch:
     # A slot holds a read as it stands in the file; where a kernel casts it, a table of one row is before it, and past
     # the page cache the rest of its first and last page is too.
     read_bytes = sizes.slot_bytes
     if placements[0].casts:
         read_bytes = (read_bytes - ALIGNMENT) // ALIGNMENT * ALIGNMENT
-    elif options.direct_io:
+    elif options.device.direct_io:
         read_bytes = max(read_bytes - 2 * PAGE_BYTES, PAGE_BYTES)
     return _batch(placements, coalesce(_spans(placements), read_bytes=read_bytes, gap_bytes=options.gap_bytes))
 

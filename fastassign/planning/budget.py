@@ -8,7 +8,7 @@ from fastassign.catalog.catalog import Catalog
 from fastassign.catalog.memory import MemoryCatalog
 from fastassign.errors import Budget
 from fastassign.matching.assignment import Matching
-from fastassign.planning.rings import MIN_SLOT_BYTES
+from fastassign.planning.ring_budget import MIN_SLOT_BYTES
 from fastassign.planning.routes import Placement
 
 TOGETHER = "all tensors together, which are read before the first is assigned"
@@ -19,7 +19,7 @@ def copied_bytes(placements: Collection[Placement]) -> int:
     return max((2 * p.nbytes for p in placements if p.route == "assign"), default=0)
 
 
-def library_bytes(matching: Matching) -> int:
+def hook_bytes(matching: Matching) -> int:
     """Return what objects take that load themselves, and values that are converted: both go one by one."""
     hooks = [sum(record.nbytes for record in hook.records.values()) for hook in matching.hooks]
     converted = [conversion.staged_bytes for conversion in matching.conversions.values()]
@@ -73,7 +73,7 @@ def check_budget(
         if beside + slots > limit:
             raise over_budget(catalog, beside + slots, limit, f"{TOGETHER} (atomic=True)")
         return beside
-    library, beside = library_bytes(matching), beside_bytes(placements, matching, copied)
+    library, beside = hook_bytes(matching), beside_bytes(placements, matching, copied)
     if beside + slots <= limit:
         return beside
     whats, tensor = [], None
@@ -96,7 +96,7 @@ def beside_bytes(placements: Collection[Placement], matching: Matching, copied: 
         As for ``together_bytes``.
     """
     # Objects load themselves, and values are converted, before the rest is read; slots are there all the time.
-    return max(copied + max((p.staged_bytes for p in placements), default=0), library_bytes(matching))
+    return max(copied + max((p.staged_bytes for p in placements), default=0), hook_bytes(matching))
 
 
 def over_budget(

@@ -44,11 +44,11 @@ def check_choice(
 ) -> None:
     """Raise ``Unsupported`` if no value takes the route asked for, or no kernels run where they would have to."""
     taken = {batch.route for batch in batches if batch.lane}
-    if options.route in {"direct", "fused"} and batches and options.route not in taken:
+    if options.device.route in {"direct", "fused"} and batches and options.device.route not in taken:
         raise Unsupported(
-            f'no value of this load can take the route "{options.route}"',
+            f'no value of this load can take the route "{options.device.route}"',
             file=catalog.path,
-            hint="; ".join(fallbacks) or _FOR[options.route],
+            hint="; ".join(fallbacks) or _FOR[options.device.route],
         )
     scattered = {batch.lane for batch in batches if batch.cut == "scatter"}
     missing = {devices.reached[device].kernels_missing for device in scattered} - {""}

@@ -12,23 +12,24 @@ from fastassign.catalog.memory import MemoryCatalog
 from fastassign.catalog.records import TensorRecord
 from fastassign.matching.assignment import Assignment, Matching
 from fastassign.options import LoadOptions
-from fastassign.planning.batches import Batch, Sizes, make_batches
+from fastassign.planning.batches import Batch, BatchLimits, make_batches
 from fastassign.planning.budget import (
     TOGETHER,
     beside_bytes,
     check_budget,
     copied_bytes,
-    library_bytes,
+    hook_bytes,
     over_budget,
     together_bytes,
 )
 from fastassign.planning.checks import check_choice, check_overlaps
 from fastassign.planning.lanes import NO_DEVICES, Devices, Lane, whole_pages
 from fastassign.planning.reasons import fallbacks, reasons
-from fastassign.planning.rings import Rings, lay_lanes, least_for_rings, without_window
+from fastassign.planning.ring_budget import RingBudget, lay_lanes, least_for_rings, without_window
 from fastassign.planning.routes import Placement, place
 from fastassign.progress import Callback, reporting
-from fastassign.report import Report, printable
+from fastassign.report import Report
+from fastassign.text import printable
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,15 +84,15 @@ class Plan:
     def nbytes(self) -> int:
         """Bytes that the load reads from the file, decoded."""
         converted = sum(conversion.recipe.nbytes for conversion in self.matching.conversions.values())
-        return sum(batch.nbytes for batch in self.batches) + sum(r.nbytes for r in self.library_records) + converted
+        return sum(batch.nbytes for batch in self.batches) + sum(r.nbytes for r in self.hook_records) + converted
 
     @property
     def threads(self) -> int:
         """Threads that read."""
-        return self.options.device_threads if self.lanes else self.options.threads
+        return self.options.device.threads if self.lanes else self.options.threads
 
     @property
-    def library_records(self) -> list[TensorRecord]:
+    def hook_records(self) -> list[TensorRecord]:
         """Records that go through the library's own code: what layers load by themselves."""
         return [record for hook in self.matching.hooks for record in hook.records.values()]
 
@@ -245,11 +246,11 @@ def make_plan(
     Refused
         Two tensors of the load share bytes of the file.
     Unsupported
-        No value can take ``options.route``, or a device lacks the kernels that ``options.cut`` needs.
+        No value can take ``options.device.route``, or a device lacks the kernels that ``options.device.cut`` needs.
     """
     if "overlap" not in options.allow:
         check_overlaps(catalog, matching)
-    slot_bytes = whole_pages(options.slot_bytes)
+    slot_bytes = whole_pages(options.device.slot_bytes)
 
     def placed(assignment: Assignment) -> Placement:
         return place(assignment, options, repeated=repeated, devices=devices, slot_bytes=slot_bytes)
@@ -257,20 +258,20 @@ def make_plan(
     placements = [placed(assignment) for assignment in matching.assignments.values()]
     limit, copied = options.max_staging_bytes, copied_bytes(placements)
     beside = check_budget(catalog, matching, placements, limit, copied=copied, atomic=atomic)
-    rings = Rings.of(options, limit - beside, len({p.lane for p in placements if p.lane}))
+    rings = RingBudget.of(options, limit - beside, len({p.lane for p in placements if p.lane}))
     if rings.slot_bytes < slot_bytes:
         # Smaller slots share less: only values on their way through them are placed anew.
         slot_bytes = rings.slot_bytes
         placements = [placed(p.assignment) if p.lane else p for p in placements]
     room = max(limit - copied - rings.nbytes, 1)
-    sizes = Sizes(room=room, slot_bytes=rings.slot_bytes)
+    sizes = BatchLimits(room=room, slot_bytes=rings.slot_bytes)
     batches = make_batches(placements, options, sizes, devices, repeated=repeated)
     missing = fallbacks(placements, options, devices)
     check_choice(catalog, batches, options, devices, missing)
     lanes = lay_lanes(batches, rings, options, devices)
     window = min(options.window_bytes, room)
     hosted = [batch.staged_bytes for batch in batches if not batch.lane]
-    staging = max(min(sum(hosted), max(window, *hosted, 0)) + copied, library_bytes(matching))
+    staging = max(min(sum(hosted), max(window, *hosted, 0)) + copied, hook_bytes(matching))
     plan = Plan(
         catalog=catalog,
         matching=matching,

@@ -37,7 +37,7 @@ def _fused(batches: Sequence[Batch], lanes: Sequence[Lane], options: LoadOptions
     cuts = list(dict.fromkeys(batch.cut for batch in batches if batch.cut is not None))
     how = " or ".join(_CUTS[cut] for cut in cuts)
     text = f"{count} variables in {len(batches)} copies, then {how}"
-    if options.cut != "auto":
+    if options.device.cut != "auto":
         return f"{text}, as asked for"
     missing = {lane.device for lane in lanes if lane.kernels_missing}
     expected = {
@@ -53,7 +53,7 @@ def _fused(batches: Sequence[Batch], lanes: Sequence[Lane], options: LoadOptions
 
 
 def _direct(placements: Sequence[Placement], options: LoadOptions) -> str:
-    if options.route == "direct":
+    if options.device.route == "direct":
         return f"{len(placements)} variables as asked for"
     large = sum(p.assignment.target.dtype in DEVICE_FUSED_DTYPES for p in placements)
     others = len(placements) - large
@@ -63,7 +63,7 @@ def _direct(placements: Sequence[Placement], options: LoadOptions) -> str:
 
 
 def _eager(placements: Sequence[Placement], options: LoadOptions) -> str:
-    if options.route == "eager":
+    if options.device.route == "eager":
         return f"{len(placements)} variables as asked for"
     counts: dict[str, int] = {}
     for p in placements:

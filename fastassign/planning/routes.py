@@ -101,9 +101,9 @@ def place(
         return Placement(assignment, route, nbytes, 0, nbytes)
     if assignment.fit == "cast":
         # As it stands in the file, and as the variable takes it.
-        room = aligned(target.nbytes)
+        room = aligned_size(target.nbytes)
         return Placement(assignment, route, nbytes, room, room + nbytes)
-    room = aligned(nbytes)
+    room = aligned_size(nbytes)
     return Placement(assignment, route, nbytes, room, room)
 
 
@@ -125,7 +125,12 @@ def _on_host(assignment: Assignment, options: LoadOptions, *, repeated: bool) ->
 def is_reachable(assignment: Assignment, options: LoadOptions, device: Device) -> bool:
     """Tell whether a value can go to a device by a lane: only if it is stored as it is, for a dtype at home there."""
     target, record = assignment.target, assignment.record
-    if options.route == "eager" or target.resource is None or not record.extents or target.dtype not in DEVICE_DTYPES:
+    if (
+        options.device.route == "eager"
+        or target.resource is None
+        or not record.extents
+        or target.dtype not in DEVICE_DTYPES
+    ):
         return False
     if assignment.fit == "cast":
         # Elements that lie across two extents would be cut in the middle.
@@ -142,15 +147,15 @@ def _on_device(assignment: Assignment, options: LoadOptions, *, repeated: bool, 
     nbytes, lane = assignment.record.nbytes, assignment.target.device
     casts = assignment.fit == "cast"
     # What is cast in place of another keeps the order of its elements: so both have to begin at multiples of 64 bytes.
-    room = -(-nbytes // (2 * ALIGNMENT)) * 2 * ALIGNMENT if casts else aligned(nbytes)
-    is_small = repeated or options.route == "fused" or nbytes <= options.fused_bytes
+    room = -(-nbytes // (2 * ALIGNMENT)) * 2 * ALIGNMENT if casts else aligned_size(nbytes)
+    is_small = repeated or options.device.route == "fused" or nbytes <= options.device.fused_bytes
     # Beside the value a slot holds the row of a table that a kernel needs, and what rounds it up.
     fits = room + 2 * ALIGNMENT <= slot_bytes
-    if is_small and fits and assignment.target.dtype in DEVICE_FUSED_DTYPES and options.route != "direct":
+    if is_small and fits and assignment.target.dtype in DEVICE_FUSED_DTYPES and options.device.route != "direct":
         return Placement(assignment, "fused", nbytes, room, 0, lane, casts)
     return Placement(assignment, "direct", nbytes, 0, 0, lane, casts)
 
 
-def aligned(nbytes: int) -> int:
+def aligned_size(nbytes: int) -> int:
     """Return the next multiple of 64."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT

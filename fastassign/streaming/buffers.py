@@ -16,7 +16,7 @@ from fastassign.planning.routes import ALIGNMENT
 KEEP_BYTES = 1 << 30
 
 
-def aligned(nbytes: int) -> np.ndarray[Any, Any]:
+def aligned_array(nbytes: int) -> np.ndarray[Any, Any]:
     """Return an uninitialised byte array whose first byte is 64-byte aligned."""
     whole = np.empty(nbytes + ALIGNMENT, dtype=np.uint8)
     start = -whole.ctypes.data % ALIGNMENT
@@ -65,7 +65,7 @@ class Pool:
             if block is not None:
                 self.idle_bytes -= nbytes
         if block is None:
-            block = aligned(nbytes)
+            block = aligned_array(nbytes)
         lease = _Lease(block)
         weakref.finalize(lease, self._take_back, block).atexit = False
         return np.asarray(lease)

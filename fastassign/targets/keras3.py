@@ -19,9 +19,8 @@ from keras.src.saving.keras_saveable import KerasSaveable
 from keras.src.utils.naming import to_snake_case
 
 from fastassign.errors import Mismatch, Unsupported
-from fastassign.targets import parts
-from fastassign.targets.identity import layers_held
-from fastassign.targets.target import LayerTargets, Layout, NodeKind, OwnKind, OwnVariables, Part, Target
+from fastassign.targets.layers import inner_layers, layers_held
+from fastassign.targets.target import InnerLayer, LayerTargets, Layout, NodeKind, OwnKind, OwnVariables, Target
 from fastassign.targets.variables import keras_target, may_use_handles, shape_error
 
 _UNBUILT = (
@@ -118,9 +117,9 @@ class Keras3Targets:
         ordered = [v for v in weights if id(v) in thawed] + [v for v in weights if id(v) not in thawed]
         return tuple(map(self.target, ordered))
 
-    def parts(self, layer: LayerTargets) -> list[Part]:
+    def parts(self, layer: LayerTargets) -> list[InnerLayer]:
         """Return the layers inside a top-level layer whose weights older versions stored otherwise."""
-        return parts.collect(layer, _legacy_order)
+        return inner_layers(layer, _legacy_order)
 
     def loader_shapes(
         self,

@@ -71,7 +71,7 @@ class LayerTargets:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class InnerLayer:
     """A layer at the bottom of a top-level one (or that itself), of a class that was stored otherwise once.
 
     Attributes
@@ -140,7 +140,7 @@ class ModelTargets(Protocol):
     def thawed(self, layer: LayerTargets) -> tuple[Target, ...]:
         """Return the variables of a layer in the order they would have if nothing in it were frozen."""
 
-    def parts(self, layer: LayerTargets) -> list[Part]:
+    def parts(self, layer: LayerTargets) -> list[InnerLayer]:
         """Return the layers inside a top-level layer whose weights older versions stored otherwise."""
 
     def loader_shapes(

@@ -19,9 +19,8 @@ from tf_keras.src.saving.legacy import hdf5_format
 from tf_keras.src.utils.generic_utils import to_snake_case
 
 from fastassign.errors import Mismatch
-from fastassign.targets import parts
-from fastassign.targets.identity import layers_held
-from fastassign.targets.target import LayerTargets, Layout, NodeKind, OwnVariables, Part, Target
+from fastassign.targets.layers import inner_layers, layers_held
+from fastassign.targets.target import InnerLayer, LayerTargets, Layout, NodeKind, OwnVariables, Target
 from fastassign.targets.variables import may_use_handles, shape_error, tf_target
 
 _UNBUILT_SUBCLASS = (
@@ -77,9 +76,9 @@ class TfKerasTargets:
         trainable, fixed = _thawed(layer.layer)
         return tuple(map(self.target, {id(v): v for v in (*trainable, *fixed)}.values()))
 
-    def parts(self, layer: LayerTargets) -> list[Part]:
+    def parts(self, layer: LayerTargets) -> list[InnerLayer]:
         """Return the layers inside a top-level layer whose weights older versions stored otherwise."""
-        return parts.collect(layer, hdf5_format._legacy_weights)
+        return inner_layers(layer, hdf5_format._legacy_weights)
 
     def loader_shapes(
         self, layer: LayerTargets, shapes: Sequence[tuple[int, ...]], version: str, backend: str | None

@@ -19,7 +19,7 @@ from tensorflow.python.distribute.sharded_variable import ShardedVariable
 import fastassign as fa
 from fastassign.assigning import execute
 from fastassign.errors import Unsupported
-from fastassign.streaming.buffers import aligned
+from fastassign.streaming.buffers import aligned_array
 
 SHAPE = (3, 4)
 
@@ -343,7 +343,7 @@ def test_warning_that_is_an_error(threads):
 def test_arrays_may_change_after_the_call(dtype, size):
     made = variable((size,))
     # Aligned as TensorFlow wants it: it would keep the array itself.
-    array = aligned(8 * size).view(dtype)[:size]
+    array = aligned_array(8 * size).view(dtype)[:size]
     array[:] = 1
     fa.assign([(made, array)])
     array[:] = 2
@@ -675,8 +675,8 @@ def test_staging_is_bounded(kind, threads, monkeypatch):
             live[0] += batch.staged_bytes
             most[0] = max(most[0], live[0])
 
-        def assign(self, ledger):
-            super().assign(ledger)
+        def assign(self, journal):
+            super().assign(journal)
             live[0] -= self.batch.staged_bytes
 
     monkeypatch.setattr(execute, "EagerBatch", Watched)

@@ -21,6 +21,7 @@ from fastassign.planning.plan import make_plan
 from fastassign.targets.target import Target
 from support import attacks, cards, faults, simulated
 from support.cards import PLACES, ROUTES, SLOT, assert_loaded, assert_state, contents, tiny, variables
+from support.options import load_options
 
 THREADS = pytest.mark.parametrize("threads", [1, 4])
 GPU = "/job:localhost/replica:0/task:0/device:GPU:0"
@@ -282,7 +283,7 @@ class TestDeviceMemory:
             assert driver.pool.leased_bytes == 0
             if isinstance(error, DeviceMemory):
                 assert error.file == str(path)
-                assert "LoadOptions(device_window_bytes=)" in error.hint
+                assert "DeviceOptions(window_bytes=)" in error.hint
                 assert str(error).endswith("OOM when allocating")
         assert len(counts) > 1
 
@@ -434,7 +435,7 @@ def planned(path, *, dtype="float32", device=GPU, devices=None, **how):
         target = Target(record.key, record.shape, dtype, object(), object(), device)
         matching.assignments[id(target)] = Assignment(record, target, "same" if dtype == "float32" else "cast")
     devices = find_devices([device], kernels=True) if devices is None else devices
-    return make_plan(catalog, matching, fa.LoadOptions(**how), devices=devices)
+    return make_plan(catalog, matching, load_options(**how), devices=devices)
 
 
 class TestWithoutADriver:

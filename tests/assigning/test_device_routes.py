@@ -11,6 +11,7 @@ import fastassign as fa
 from fastassign.planning.plan import Plan
 from support import differential as d
 from support import models, simulated
+from support.options import load_options
 
 SLOT = 16_384  # the least
 ROUTES = ["auto", "direct", "fused"]
@@ -38,7 +39,7 @@ def on_device(build, device="CPU:1"):
 
 def tiny(**how):
     """Return options under which a small model is large: the smallest slots."""
-    return fa.LoadOptions(**{"slot_bytes": SLOT, "device_window_bytes": 4 * SLOT, "index_cache": False, **how})
+    return load_options(**{"slot_bytes": SLOT, "device_window_bytes": 4 * SLOT, "index_cache": False, **how})
 
 
 def by_options(options, **arguments):
@@ -315,7 +316,7 @@ class TestVariables:
         for model in twins:
             for variable in model.weights:
                 tf.gather(variable.value, [1, 2])
-        options = fa.LoadOptions(route=route, cut=cut, fused_bytes=4 << 20)
+        options = load_options(route=route, cut=cut, fused_bytes=4 << 20)
         found = d.check(twins, path, loader=by_options(options))
         assert set(found.report.routes) == {"direct" if route == "direct" else "fused"}
         tf.gather(twins[1].weights[0].value, [1, 2])

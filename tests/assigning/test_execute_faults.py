@@ -17,6 +17,7 @@ from fastassign.assigning.execute import execute
 from fastassign.catalog.file import WeightFile
 from fastassign.errors import ReadFailed
 from support import attacks, faults
+from support.options import load_options
 
 # Batches and reads of a few variables each, so that there is a before and an after.
 TINY = {"read_bytes": 4096, "window_bytes": 8192, "max_staging_bytes": 20_000, "index_cache": False}
@@ -91,7 +92,7 @@ def case(saved, model, tmp_path):
 
 
 def plan_of(model, path, *, threads=2, atomic=False, **how):
-    return fa.plan(model, path, atomic=atomic, options=fa.LoadOptions(threads=threads, **{**TINY, **how}))
+    return fa.plan(model, path, atomic=atomic, options=load_options(threads=threads, **{**TINY, **how}))
 
 
 def positions(path, model, count=6):

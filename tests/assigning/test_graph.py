@@ -27,6 +27,7 @@ from fastassign.streaming import buffers
 from fastassign.streaming.buffers import POOL, Pool, is_aligned
 from support import attacks, differential, faults, graph_modes, models
 from support.graph_modes import variable_of
+from support.options import load_options
 
 v1 = tf.compat.v1
 
@@ -713,7 +714,7 @@ SIZES = pytest.mark.parametrize("size", [5, 1000, 300_000])
 def test_arrays_may_change_after_the_call(size, use_resource, graph, session):
     variable = variable_of("v", (size,), "float32", use_resource)
     # Aligned as TensorFlow wants it: it would keep the array itself.
-    array = buffers.aligned(4 * size).view(np.float32)
+    array = buffers.aligned_array(4 * size).view(np.float32)
     array[:] = 1
     fa.assign([(variable, array)])
     array[:] = 2
@@ -781,8 +782,8 @@ def test_memory_comes_back_when_variables_let_go(eager, graph):
 
 def test_memory_is_used_again(graph, session, monkeypatch):
     made = []
-    aligned = buffers.aligned
-    monkeypatch.setattr(buffers, "aligned", lambda nbytes: made.append(nbytes) or aligned(nbytes))
+    aligned_array = buffers.aligned_array
+    monkeypatch.setattr(buffers, "aligned", lambda nbytes: made.append(nbytes) or aligned_array(nbytes))
     variable = variable_of("v", (12_345,), "float32", use_resource=True)
     for i in range(10):
         fa.assign([(variable, np.full(12_345, i))])
@@ -985,7 +986,7 @@ TINY = {"read_bytes": 4096, "window_bytes": 8192, "max_staging_bytes": 8192, "in
 
 
 def tiny_plan(variables, path, *, threads=2, **how):
-    return fa.plan(variables, path, options=fa.LoadOptions(threads=threads, **TINY), **how)
+    return fa.plan(variables, path, options=load_options(threads=threads, **TINY), **how)
 
 
 def assert_state(session, variables, named, old, new):

@@ -14,7 +14,7 @@ from fastassign.assigning.host.fused import Fusion
 from fastassign.catalog.records import Extent, TensorRecord
 from fastassign.matching.assignment import Assignment
 from fastassign.options import LoadOptions
-from fastassign.planning.batches import Sizes, make_batches
+from fastassign.planning.batches import BatchLimits, make_batches
 from fastassign.planning.lanes import NO_DEVICES
 from fastassign.planning.routes import KERNEL_DTYPES, place
 from fastassign.targets.variables import numpy_dtype_of, tf_target
@@ -42,7 +42,7 @@ def fusion_of(variables):
         placements.append(
             place(Assignment(record, target, "same"), LoadOptions(), repeated=True, devices=NO_DEVICES, slot_bytes=0)
         )
-    sizes = Sizes(room=1 << 30, slot_bytes=0)
+    sizes = BatchLimits(room=1 << 30, slot_bytes=0)
     (batch,) = make_batches(placements, LoadOptions(), sizes, NO_DEVICES, repeated=True)
     assert batch.route == "fused"
     return Fusion(batch)

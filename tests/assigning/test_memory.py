@@ -15,6 +15,7 @@ import tensorflow as tf
 
 import fastassign as fa
 from support import attacks
+from support.options import load_options
 
 # What a load may take above what the plan says: threads, index, arenas' padding, what malloc keeps.
 SLACK_BYTES = 48 << 20
@@ -23,7 +24,7 @@ ROUTES = pytest.mark.parametrize("route", ["owned", "arena"])
 
 
 def options(route, **how):
-    return fa.LoadOptions(arena_bytes=0 if route == "owned" else 1 << 20, **how)
+    return load_options(arena_bytes=0 if route == "owned" else 1 << 20, **how)
 
 
 def build(optimizer=None):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fastassign as fa
-from fastassign.gc_pause import held_back
+from fastassign.gc_pause import gc_paused
 
 COUNT = 4
 
@@ -133,13 +133,13 @@ class TestCollector:
     @pytest.mark.parametrize("enabled", [True, False])
     def test_it_is_as_before(self, enabled):
         (gc.enable if enabled else gc.disable)()
-        with held_back():
+        with gc_paused():
             assert not gc.isenabled()
-            with held_back():
+            with gc_paused():
                 assert not gc.isenabled()
             assert not gc.isenabled()
         assert gc.isenabled() == enabled
-        with pytest.raises(KeyboardInterrupt), held_back(), held_back():
+        with pytest.raises(KeyboardInterrupt), gc_paused(), gc_paused():
             raise KeyboardInterrupt
         assert gc.isenabled() == enabled
 
@@ -149,12 +149,12 @@ class TestCollector:
         inside, leave = threading.Event(), threading.Event()
 
         def other():
-            with held_back():
+            with gc_paused():
                 inside.set()
                 leave.wait(5)
 
         thread = threading.Thread(target=other)
-        with held_back():
+        with gc_paused():
             thread.start()
             inside.wait(5)
         assert not gc.isenabled()  # the other is still inside

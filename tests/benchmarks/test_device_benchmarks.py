@@ -20,7 +20,7 @@ from fastassign.benchmarks.device import models as device_models
 from fastassign.benchmarks.device import suite as device_suite
 from fastassign.benchmarks.device import sweep as device_sweep
 from fastassign.benchmarks.device.card import find_card
-from fastassign.benchmarks.device.copies import Sizes
+from fastassign.benchmarks.device.copies import CopySizes
 from fastassign.benchmarks.limits.peak import with_peaks
 from fastassign.benchmarks.questions import run as questions
 from fastassign.benchmarks.steps import Steps
@@ -31,7 +31,7 @@ from support.simulated_card import simulated_card
 
 KiB = 1 << 10
 
-SIZES = Sizes(
+SIZES = CopySizes(
     total_bytes=1 << 20,
     slot_bytes=(64 * KiB, 16 * KiB),
     slots=3,
@@ -166,9 +166,9 @@ def test_a_way_that_fails_is_named_and_the_others_go_on(driver, small, tmp_path,
 
     def broken(model, path, *, options):
         report = real(model, path, options=options)
-        if options.route == "eager":
+        if options.device.route == "eager":
             model.weights[-1].assign_add(tf.ones_like(model.weights[-1]._value))
-        if options.route == "direct":
+        if options.device.route == "direct":
             raise RuntimeError("lost")
         return report
 

@@ -125,7 +125,7 @@ class TestInflated:
         assert not report.index_cached
         catalog = fa.inspect(path)
         np.testing.assert_array_equal(catalog["chunked"].read(), np.arange(300.0))
-        assert catalog["chunked"].record.encoding == "library"
+        assert catalog["chunked"].record.encoding == "h5py"
         del catalog
         assert open_files() == before
 

@@ -356,7 +356,7 @@ class TestHarm:
             assert 0 <= index.base <= index.base + index.size <= size
             for record in index.contents.records.values():
                 assert record.nbytes >= 0
-                assert record.encoding == "library" or sum(e.nbytes for e in record.extents) == record.nbytes
+                assert record.encoding == "h5py" or sum(e.nbytes for e in record.extents) == record.nbytes
                 assert all(index.base <= e.offset <= index.base + index.size - e.nbytes for e in record.extents)
 
 

@@ -69,7 +69,7 @@ def test_it_prints(catalog):
 
 def test_it_is_json(catalog):
     data = json.loads(json.dumps(catalog.to_dict()))
-    assert data["layout"] == "keras3"
+    assert data["format"] == "keras3"
     assert data["bytes"] == 84
     kernel = next(entry for entry in data["tensors"] if entry["key"] == attacks.KERNEL_KEY)
     assert (kernel["shape"], kernel["dtype"], kernel["bytes"], kernel["encoding"]) == ([4, 3], "<f4", 48, "raw")
@@ -101,7 +101,7 @@ def test_the_layout_is_what_it_looks_like(tmp_path, attributes, group, layout):
         file.attrs.update(attributes)
         if group:
             file.create_group(group)
-    assert fa.inspect(path).layout == layout
+    assert fa.inspect(path).format == layout
 
 
 def test_files_that_can_not_be_opened(tmp_path):

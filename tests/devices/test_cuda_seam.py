@@ -243,7 +243,7 @@ def test_memory_that_is_not_locked(failure):
     driver, _ = seam(cuMemHostRegister=failure)
     with pytest.raises(NotPageLocked, match="8192 bytes of host memory could not be page-locked: cuMem") as caught:
         driver.lock(0, 4096, 8192)
-    assert "LoadOptions(page_lock=False)" in caught.value.hint
+    assert "DeviceOptions(page_lock=False)" in caught.value.hint
     assert isinstance(caught.value.__cause__, DeviceFailed)
 
 

@@ -9,7 +9,7 @@ from fastassign.assigning.device.direct import DirectBatch
 from fastassign.assigning.device.slab import SlabBatch
 from fastassign.assigning.execute import execute
 from fastassign.devices.ring import Ring
-from fastassign.devices.staging import Lease
+from fastassign.devices.staging import StagingBuffer
 from fastassign.errors import ReadFailed
 from fastassign.streaming.source import FileSource
 from support import cards, faults, simulated
@@ -108,7 +108,7 @@ def test_a_fence_before_the_copy(load, monkeypatch, route, cut):
 
 @ROUTES
 def test_memory_that_is_not_given_back(load, monkeypatch, route, cut):
-    monkeypatch.setattr(Lease, "give_back", lambda lease: None)
+    monkeypatch.setattr(StagingBuffer, "give_back", lambda lease: None)
     with caught("leased_bytes"):
         load(route, cut)
 

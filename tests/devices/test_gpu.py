@@ -23,6 +23,7 @@ from fastassign.benchmarks.cases.compare import check_equal, perturb
 from fastassign.benchmarks.device.card import why_unseen
 from fastassign.benchmarks.device.models import policy
 from fastassign.devices import cuda
+from support.options import load_options
 from support.simulated import DEVICES, simulated
 
 HOW = "CUDA_VISIBLE_DEVICES=0 pytest -m gpu runs this where there is a card"
@@ -128,7 +129,7 @@ def test_every_route_is_exact(card, paths, way):
         needs_kernels(card)
     model = build(card)
     assert_on(card, model)
-    report = check(model, paths[0], fastassign.LoadOptions(**knobs))
+    report = check(model, paths[0], load_options(**knobs))
     assert set(report.routes) == {route}
     assert not report.fallbacks
 
@@ -139,7 +140,7 @@ def test_slots_that_hold_little_go_round(card, paths, way, threads):
     if way == "scatter":
         needs_kernels(card)
     knobs, route = ROUTES[way]
-    options = fastassign.LoadOptions(
+    options = load_options(
         slot_bytes=1 << 14, device_threads=threads, device_window_bytes=1 << 14, gap_bytes=0, **knobs
     )
     assert check(build(card), paths[0], options).routes[route]
@@ -152,7 +153,7 @@ def test_casts_are_those_of_numpy(card, special, dtype, way):
     knobs, route = ROUTES.get(way, ({"route": "eager"}, "assign"))
     with policy(dtype):
         model = build(card)
-    report = check(model, special, fastassign.LoadOptions(**knobs))
+    report = check(model, special, load_options(**knobs))
     assert report.routes[route]
     assert report.cast
 
@@ -180,7 +181,7 @@ def test_a_loader_swaps_files(card, paths, way):
         needs_kernels(card)
     knobs, route = ROUTES[way]
     model = build(card)
-    with fastassign.Loader(model, options=fastassign.LoadOptions(**knobs)) as loader:
+    with fastassign.Loader(model, options=load_options(**knobs)) as loader:
         for path in (*paths, *paths):
             assert check(model, path, None, load=loader.load).routes[route]
         perturb(model, 5.0)
@@ -223,7 +224,7 @@ def test_what_was_loaded_is_trained_on(card, paths, way):
     if way == "scatter":
         needs_kernels(card)
     model = build(card)
-    fastassign.load_weights(model, paths[0], options=fastassign.LoadOptions(**ROUTES[way][0]))
+    fastassign.load_weights(model, paths[0], options=load_options(**ROUTES[way][0]))
     expected = values_of(model)
     for step in (1, 2):
         for number, weight in enumerate(model.weights):
@@ -234,7 +235,7 @@ def test_what_was_loaded_is_trained_on(card, paths, way):
                     assert found.tobytes() == value.tobytes()
     for found, value in zip(values_of(model), expected, strict=True):
         assert found.tobytes() == value.tobytes()
-    check(model, paths[1], fastassign.LoadOptions(**ROUTES[way][0]))
+    check(model, paths[1], load_options(**ROUTES[way][0]))
 
 
 @pytest.mark.parametrize("kind", ["simulated", pytest.param("real", marks=pytest.mark.gpu)])

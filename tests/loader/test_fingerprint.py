@@ -16,7 +16,7 @@ from fastassign.catalog.archive import MEMBER
 from fastassign.catalog.catalog import open_catalog
 from fastassign.errors import NotAFile, NotFound
 from fastassign.loader import fingerprint as module
-from fastassign.loader.fingerprint import Skeleton
+from fastassign.loader.fingerprint import Fingerprint
 from support import attacks
 
 EXAMPLES = settings(
@@ -84,7 +84,7 @@ def cases(tmp_path_factory):
         path = tmp_path_factory.mktemp(kind) / name
         build(path)
         catalog = index(path)
-        found[kind] = path, catalog, Skeleton(catalog)
+        found[kind] = path, catalog, Fingerprint(catalog)
     return found
 
 
@@ -94,7 +94,7 @@ def case(cases, tmp_path):
     path = tmp_path / "y.weights.h5"
     path.write_bytes(cases["plain"][0].read_bytes())
     catalog = index(path)
-    return path, catalog, Skeleton(catalog)
+    return path, catalog, Fingerprint(catalog)
 
 
 def index(path):
@@ -126,9 +126,9 @@ def values(catalog):
 class TestEveryByte:
     @EVERY_FILE
     def test_the_same_file(self, cases, kind):
-        path, catalog, skeleton = cases[kind]
-        found = skeleton.reopen(path)
-        assert skeleton.is_known
+        path, catalog, fingerprint = cases[kind]
+        found = fingerprint.reopen(path)
+        assert fingerprint.is_known
         assert found.contents == catalog.contents
         assert (found.path, found.identity) == (path, catalog.identity)
         assert values(found) == values(catalog)
@@ -136,33 +136,33 @@ class TestEveryByte:
     @EVERY_FILE
     def test_outside_the_tensors_all_count(self, cases, kind):
         """Those at both ends and next to tensors, and every 37th in between."""
-        path, catalog, skeleton = cases[kind]
+        path, catalog, fingerprint = cases[kind]
         inside, outside = positions(catalog)
         assert len(outside) > 500
         edges = {position + step for position in inside for step in (-1, 1)} & set(outside)
         for position in {*outside[:256], *outside[-256:], *outside[::37], *edges}:
-            assert skeleton.reopen(changed(path, {position: 1})) is None, position
+            assert fingerprint.reopen(changed(path, {position: 1})) is None, position
 
     @EVERY_FILE
     def test_inside_the_tensors_none_counts(self, cases, kind):
-        path, catalog, skeleton = cases[kind]
+        path, catalog, fingerprint = cases[kind]
         inside, _ = positions(catalog)
         assert inside
         for position in inside:
-            assert skeleton.reopen(changed(path, {position: 255})) is not None, position
+            assert fingerprint.reopen(changed(path, {position: 255})) is not None, position
 
     @EVERY_FILE
     @given(data=st.data())
     @EXAMPLES
     def test_some_bytes_to_something(self, cases, kind, data):
-        path, catalog, skeleton = cases[kind]
+        path, catalog, fingerprint = cases[kind]
         inside, outside = positions(catalog)
         places = data.draw(st.sets(st.sampled_from(inside), max_size=4))
         if data.draw(st.booleans()):
             places |= data.draw(st.sets(st.sampled_from(outside), min_size=1, max_size=2))
         masks = {place: data.draw(st.integers(1, 255)) for place in sorted(places)}
         copy = changed(path, masks)
-        found = skeleton.reopen(copy)
+        found = fingerprint.reopen(copy)
         assert (found is None) == bool(places - set(inside))
         if found is None:
             return
@@ -177,19 +177,19 @@ class TestEveryByte:
 class TestOtherFiles:
     @pytest.mark.parametrize("tail", [b"\0", b"garbage" * 1000])
     def test_one_that_grew(self, case, tail):
-        path, _, skeleton = case
+        path, _, fingerprint = case
         path.write_bytes(path.read_bytes() + tail)
-        assert skeleton.reopen(path) is None
+        assert fingerprint.reopen(path) is None
 
     @pytest.mark.parametrize("length", [0, 1, 7, 100, 0.5, -1])
     def test_one_that_was_cut(self, case, length):
-        path, _, skeleton = case
+        path, _, fingerprint = case
         size = path.stat().st_size
         os.truncate(path, length + size if length < 0 else int(length * size) if isinstance(length, float) else length)
-        assert skeleton.reopen(path) is None
+        assert fingerprint.reopen(path) is None
 
     def test_one_that_is_cut_while_it_is_compared(self, case, monkeypatch):
-        path, _, skeleton = case
+        path, _, fingerprint = case
         preadv, size = os.preadv, path.stat().st_size
 
         def cutting(*arguments):
@@ -197,10 +197,10 @@ class TestOtherFiles:
             return preadv(*arguments)
 
         monkeypatch.setattr(os, "preadv", cutting)
-        assert skeleton.reopen(path) is None
+        assert fingerprint.reopen(path) is None
 
     def test_one_that_is_written_to_while_it_is_compared(self, case, monkeypatch):
-        path, catalog, skeleton = case
+        path, catalog, fingerprint = case
         preadv, last = os.preadv, catalog["byte"].record.extents[0].offset
 
         def writing(*arguments):
@@ -212,29 +212,29 @@ class TestOtherFiles:
             return content
 
         monkeypatch.setattr(os, "preadv", writing)
-        assert skeleton.reopen(path) is None
+        assert fingerprint.reopen(path) is None
 
     def test_another_model(self, case, tmp_path):
-        _, _, skeleton = case
+        _, _, fingerprint = case
         legacy(tmp_path / "z.weights.h5")
-        assert skeleton.reopen(tmp_path / "z.weights.h5") is None
+        assert fingerprint.reopen(tmp_path / "z.weights.h5") is None
 
     def test_not_hdf5_at_all(self, case, tmp_path):
-        path, _, skeleton = case
+        path, _, fingerprint = case
         (tmp_path / "z.weights.h5").write_bytes(os.urandom(path.stat().st_size))
-        assert skeleton.reopen(tmp_path / "z.weights.h5") is None
+        assert fingerprint.reopen(tmp_path / "z.weights.h5") is None
 
     def test_none(self, case, tmp_path):
-        _, _, skeleton = case
+        _, _, fingerprint = case
         with pytest.raises(NotFound):
-            skeleton.reopen(tmp_path / "nothing.weights.h5")
+            fingerprint.reopen(tmp_path / "nothing.weights.h5")
         with pytest.raises(NotAFile):
-            skeleton.reopen(tmp_path)
+            fingerprint.reopen(tmp_path)
 
     def test_the_identity_is_that_of_the_file_compared(self, case, tmp_path):
         """Whoever replaces the file afterwards is noticed."""
-        path, _, skeleton = case
-        found = skeleton.reopen(path)
+        path, _, fingerprint = case
+        found = fingerprint.reopen(path)
         (tmp_path / "new").write_bytes(path.read_bytes())
         (tmp_path / "new").replace(path)
         with pytest.raises(fa.Changed):
@@ -243,45 +243,45 @@ class TestOtherFiles:
 
 class TestArchives:
     def test_the_same_weights_elsewhere(self, cases, tmp_path):
-        _, _, skeleton = cases["archive"]
+        _, _, fingerprint = cases["archive"]
         archive(tmp_path / "x.keras", config="{ }")
-        assert skeleton.reopen(tmp_path / "x.keras") is None
+        assert fingerprint.reopen(tmp_path / "x.keras") is None
 
     def test_another_configuration_of_the_same_length(self, cases, tmp_path):
-        _, catalog, skeleton = cases["archive"]
+        _, catalog, fingerprint = cases["archive"]
         archive(tmp_path / "x.keras", config="[]")
-        assert values(skeleton.reopen(tmp_path / "x.keras")) == values(catalog)
+        assert values(fingerprint.reopen(tmp_path / "x.keras")) == values(catalog)
 
     def test_the_same_weights_without_an_archive(self, cases, tmp_path):
-        path, catalog, skeleton = cases["archive"]
+        path, catalog, fingerprint = cases["archive"]
         start, size = catalog.index.base, catalog.index.size
         inner = tmp_path / "x.weights.h5"
         inner.write_bytes(path.read_bytes()[start : start + size])
-        assert skeleton.reopen(inner) is None
+        assert fingerprint.reopen(inner) is None
         inner.write_bytes(bytes(start) + path.read_bytes()[start : start + size])
-        assert skeleton.reopen(inner) is None
+        assert fingerprint.reopen(inner) is None
 
     def test_a_damaged_directory(self, cases):
-        path, _, skeleton = cases["archive"]
+        path, _, fingerprint = cases["archive"]
         size = path.stat().st_size
-        assert skeleton.reopen(changed(path, {size - 22: 1})) is None
+        assert fingerprint.reopen(changed(path, {size - 22: 1})) is None
 
     def test_a_member_of_another_name(self, cases):
-        path, _, skeleton = cases["archive"]
+        path, _, fingerprint = cases["archive"]
         name = path.read_bytes().rindex(MEMBER.encode())
-        assert skeleton.reopen(changed(path, {name: 1})) is None
+        assert fingerprint.reopen(changed(path, {name: 1})) is None
 
     def test_compressed_ones_are_not_compared(self, tmp_path):
         path = tmp_path / "x.keras"
         archive(path, compression=zipfile.ZIP_DEFLATED)
-        skeleton = Skeleton(index(path))
-        assert not skeleton.is_known
-        assert skeleton.reopen(path) is None
+        fingerprint = Fingerprint(index(path))
+        assert not fingerprint.is_known
+        assert fingerprint.reopen(path) is None
 
     def test_a_compressed_one_after_a_stored_one(self, cases, tmp_path):
-        _, _, skeleton = cases["archive"]
+        _, _, fingerprint = cases["archive"]
         archive(tmp_path / "x.keras", compression=zipfile.ZIP_DEFLATED)
-        assert skeleton.reopen(tmp_path / "x.keras") is None
+        assert fingerprint.reopen(tmp_path / "x.keras") is None
 
 
 class TestShortReads:
@@ -311,28 +311,28 @@ class TestShortReads:
 
         return reads
 
-    def assert_complete(self, path, catalog, skeleton):
+    def assert_complete(self, path, catalog, fingerprint):
         _, outside = positions(catalog)
         for position in (*outside[::211], outside[-1]):
-            assert skeleton.reopen(changed(path, {position: 1})) is None, position
+            assert fingerprint.reopen(changed(path, {position: 1})) is None, position
 
     def test_while_it_is_made(self, case, short):
         path, catalog, _ = case
         with short():
-            skeleton = Skeleton(catalog)
-        assert skeleton.reopen(path) is not None
-        self.assert_complete(path, catalog, skeleton)
+            fingerprint = Fingerprint(catalog)
+        assert fingerprint.reopen(path) is not None
+        self.assert_complete(path, catalog, fingerprint)
 
     def test_while_it_is_compared(self, case, short):
-        path, catalog, skeleton = case
+        path, catalog, fingerprint = case
         with short():
-            assert skeleton.reopen(path) is not None
-            self.assert_complete(path, catalog, skeleton)
+            assert fingerprint.reopen(path) is not None
+            self.assert_complete(path, catalog, fingerprint)
 
     def test_both_times(self, case, short):
         path, catalog, _ = case
         with short():
-            self.assert_complete(path, catalog, Skeleton(catalog))
+            self.assert_complete(path, catalog, Fingerprint(catalog))
 
     @pytest.fixture
     def early_end(self, monkeypatch):
@@ -348,12 +348,12 @@ class TestShortReads:
         _, catalog, _ = case
         early_end()
         with pytest.raises(fa.Truncated):
-            Skeleton(catalog)
+            Fingerprint(catalog)
 
     def test_an_early_end_while_it_is_compared(self, case, early_end):
-        path, _, skeleton = case
+        path, _, fingerprint = case
         early_end()
-        assert skeleton.reopen(path) is None
+        assert fingerprint.reopen(path) is None
 
 
 class TestMaking:
@@ -362,7 +362,7 @@ class TestMaking:
         (tmp_path / "new").write_bytes(path.read_bytes())
         (tmp_path / "new").replace(path)
         with pytest.raises(fa.Changed):
-            Skeleton(catalog)
+            Fingerprint(catalog)
 
     def test_of_a_file_that_is_written_to_meanwhile(self, case, monkeypatch):
         path, catalog, _ = case
@@ -374,17 +374,17 @@ class TestMaking:
 
         monkeypatch.setattr(os, "preadv", touching)
         with pytest.raises(fa.Changed):
-            Skeleton(catalog)
+            Fingerprint(catalog)
 
     def test_more_than_is_worth_comparing(self, case, monkeypatch):
         path, catalog, _ = case
         _, outside = positions(catalog)
         monkeypatch.setattr(module, "_MOST_BYTES", len(outside))
-        assert Skeleton(catalog).reopen(path) is not None
+        assert Fingerprint(catalog).reopen(path) is not None
         monkeypatch.setattr(module, "_MOST_BYTES", len(outside) - 1)
-        skeleton = Skeleton(catalog)
-        assert not skeleton.is_known
-        assert skeleton.reopen(path) is None
+        fingerprint = Fingerprint(catalog)
+        assert not fingerprint.is_known
+        assert fingerprint.reopen(path) is None
 
     def test_tensors_that_overlap(self, tmp_path):
         """One inside another, and one that ends in another: what belongs to any of them does not count."""
@@ -396,22 +396,22 @@ class TestMaking:
         attacks.move(path, "inner", start + 8)
         attacks.move(path, "late", start + 40)
         catalog = index(path)
-        skeleton = Skeleton(catalog)
+        fingerprint = Fingerprint(catalog)
         inside, outside = positions(catalog)
         assert set(range(start, start + 88)) <= set(inside)
         for position in inside:
-            assert skeleton.reopen(changed(path, {position: 1})) is not None, position
+            assert fingerprint.reopen(changed(path, {position: 1})) is not None, position
         for position in outside[::41]:
-            assert skeleton.reopen(changed(path, {position: 1})) is None, position
+            assert fingerprint.reopen(changed(path, {position: 1})) is None, position
 
 
 def test_nothing_stays_open(cases, tmp_path):
     def use():
-        for kind, (path, catalog, skeleton) in cases.items():
-            assert Skeleton(catalog).reopen(path) is not None, kind
-            assert skeleton.reopen(changed(path, {catalog.index.base: 1})) is None
+        for kind, (path, catalog, fingerprint) in cases.items():
+            assert Fingerprint(catalog).reopen(path) is not None, kind
+            assert fingerprint.reopen(changed(path, {catalog.index.base: 1})) is None
             with pytest.raises(NotFound):
-                skeleton.reopen(tmp_path / "nothing")
+                fingerprint.reopen(tmp_path / "nothing")
 
     use()
     gc.collect()

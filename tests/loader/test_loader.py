@@ -25,7 +25,7 @@ from tensorflow.python.eager import context
 from tf_keras.src import backend
 
 import fastassign as fa
-from fastassign.assigning.host.batches import OpenBatch
+from fastassign.assigning.open_batch import OpenBatch
 from fastassign.errors import ReadFailed
 from fastassign.loader import fingerprint
 from fastassign.loader.loader import LoadFuture
@@ -34,6 +34,7 @@ from fastassign.planning.plan import Plan
 from fastassign.streaming.source import FileSource
 from support import attacks, models
 from support import differential as d
+from support.options import load_options
 
 # No wait in here lasts, unless something is wrong.
 LONG = 30
@@ -171,7 +172,7 @@ class Lock:
 
 
 def together(model, lock, **how):
-    return fa.Loader(model, lock=lock, options=fa.LoadOptions(swap="together", **how))
+    return fa.Loader(model, lock=lock, options=load_options(swap="together", **how))
 
 
 @contextmanager

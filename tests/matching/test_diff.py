@@ -12,7 +12,7 @@ import fastassign as fa
 from fastassign.cli import app
 from fastassign.errors import Mismatch
 from fastassign.matching.mismatch import explain
-from fastassign.matching.mismatch.alignment import Part, pair
+from fastassign.matching.mismatch.alignment import WeightGroup, pair
 from fastassign.matching.mismatch.diff import make_diff
 from support.differential import LIBRARIES, fill, fresh, our_load, perturb, saved, snapshot
 from support.models import backbone, chain, larger, with_own_weights
@@ -132,7 +132,7 @@ def test_plan_shows_it(tmp_path, monkeypatch):
 
 
 def parts(names, shapes):
-    return [Part(name, (("w", shape),), (name,)) for name, shape in zip(names, shapes, strict=True)]
+    return [WeightGroup(name, (("w", shape),), (name,)) for name, shape in zip(names, shapes, strict=True)]
 
 
 NAME = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)

@@ -13,7 +13,7 @@ ROOT = Path(fastassign.__file__).parent
 
 # From the ground up; a module may import from its own floor and from those before.
 FLOORS = (
-    ("errors", "progress", "report", "gc_pause", "kernels"),
+    ("errors", "progress", "report", "text", "gc_pause", "kernels"),
     ("catalog",),
     ("options",),
     ("targets",),

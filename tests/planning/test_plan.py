@@ -15,6 +15,7 @@ from fastassign.planning.coalesce import GAP
 from fastassign.planning.plan import make_plan
 from fastassign.planning.routes import ALIGNMENT
 from fastassign.targets.target import Target
+from support.options import load_options
 
 CATALOG = SimpleNamespace(path=Path("/somewhere/model.weights.h5"), cached=False)
 
@@ -34,7 +35,7 @@ def matching_of(assignments):
 
 
 def make(assignments, *, atomic=False, **knobs):
-    return make_plan(CATALOG, matching_of(assignments), fa.LoadOptions(**knobs), atomic=atomic)
+    return make_plan(CATALOG, matching_of(assignments), load_options(**knobs), atomic=atomic)
 
 
 @st.composite
@@ -51,7 +52,7 @@ def loads(draw):
                 nbytes,
                 fit=draw(st.sampled_from(["same", "same", "cast"])),
                 plain=draw(st.booleans()),
-                encoding=draw(st.sampled_from(["raw", "raw", "raw", "library"])),
+                encoding=draw(st.sampled_from(["raw", "raw", "raw", "h5py"])),
             )
         )
         offset += nbytes
@@ -213,7 +214,7 @@ def test_a_plan_prints_and_is_json():
         assignment(0, 64, 100),
         assignment(1, 200, 200_000),
         assignment(2, 300_000, 8, fit="cast"),
-        assignment(3, 0, 40, encoding="library"),
+        assignment(3, 0, 40, encoding="h5py"),
     ]
     matching = matching_of(assignments)
     matching.skipped.append("a layer: another shape")
@@ -252,11 +253,11 @@ def test_a_plan_without_an_executor_says_so():
         ({"read_bytes": 4095}, "read_bytes must be at least 4096"),
         ({"gap_bytes": -1}, "gap_bytes must be at least 0"),
         ({"window_bytes": 0}, "window_bytes must be at least 1"),
-        ({"arena_bytes": -1}, "arena_bytes must not be negative"),
-        ({"max_staging_bytes": -1}, "max_staging_bytes must not be negative"),
+        ({"arena_bytes": -1}, "arena_bytes must be at least 0"),
+        ({"max_staging_bytes": -1}, "max_staging_bytes must be at least 0"),
         ({"match": "position"}, 'match must be "names" or "stock"'),
     ],
 )
 def test_options_are_valid_or_an_error(knobs, text):
     with pytest.raises(ValueError, match=text):
-        fa.LoadOptions(**knobs)
+        load_options(**knobs)

@@ -20,10 +20,11 @@ from fastassign.planning.coalesce import GAP
 from fastassign.planning.costs import seconds_of, shortest
 from fastassign.planning.lanes import NO_DEVICES, PAGE_BYTES, Device, Devices
 from fastassign.planning.plan import make_plan
-from fastassign.planning.rings import MIN_SLOT_BYTES, Rings
+from fastassign.planning.ring_budget import MIN_SLOT_BYTES, RingBudget
 from fastassign.planning.routes import ALIGNMENT, DEVICE_DTYPES, DEVICE_FUSED_DTYPES
 from fastassign.streaming.windows import Windows
 from fastassign.targets.target import Target
+from support.options import load_options
 
 CATALOG = SimpleNamespace(path=Path("/somewhere/model.weights.h5"), cached=False)
 
@@ -107,7 +108,7 @@ def loads(draw):
             stored=stored,
             device=draw(st.sampled_from(places)),
             plain=draw(st.integers(0, 9)) > 0,
-            encoding=draw(st.sampled_from(["raw"] * 8 + ["library", "array"])),
+            encoding=draw(st.sampled_from(["raw"] * 8 + ["h5py", "array"])),
             cut_at=draw(st.integers(1, 5000)) if is_cut else 0,
             gap=draw(st.integers(0, 9000)) if is_cut else 0,
         )
@@ -153,7 +154,7 @@ def make(assignments, devices, *, repeated=False, atomic=False, matching=None, *
     return make_plan(
         CATALOG,
         matching or matching_of(assignments),
-        fa.LoadOptions(**knobs),
+        load_options(**knobs),
         devices=devices,
         repeated=repeated,
         atomic=atomic,
@@ -600,7 +601,7 @@ def test_ways_that_are_known():
 @given(st.integers(1, 40), st.integers(0, 3), st.integers(0, 1 << 24), st.integers(4, 9))
 def test_rings_take_no_more_than_they_may(threads, devices, spare, pages):
     spare = max(spare, devices * MIN_SLOT_BYTES)
-    rings = Rings.of(fa.LoadOptions(device_threads=threads, slot_bytes=pages * PAGE_BYTES), spare, devices)
+    rings = RingBudget.of(load_options(device_threads=threads, slot_bytes=pages * PAGE_BYTES), spare, devices)
     assert rings.nbytes <= spare
     assert rings.slots >= 1
     assert rings.count == devices

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import fastassign as fa
 from fastassign.catalog.file import WeightFile
 from fastassign.errors import ReadFailed
-from fastassign.streaming.buffers import ALIGNMENT, aligned, is_aligned
+from fastassign.streaming.buffers import ALIGNMENT, aligned_array, is_aligned
 from fastassign.streaming.source import FileSource, fill
 from support import faults
 
@@ -84,11 +84,11 @@ def test_another_error_is_passed_on(file):
 @pytest.mark.parametrize("nbytes", [1, 63, 64, 65, 1 << 20])
 def test_aligned_memory(nbytes):
     for _ in range(5):
-        array = aligned(nbytes)
+        array = aligned_array(nbytes)
         assert array.nbytes == nbytes
         assert array.ctypes.data % ALIGNMENT == 0
         assert is_aligned(array)
-    assert not is_aligned(aligned(200)[1:])
+    assert not is_aligned(aligned_array(200)[1:])
 
 
 class TestWeightFile:

@@ -13,6 +13,7 @@ import fastassign as fa
 from fastassign.catalog.file import WeightFile
 from fastassign.streaming.source import FileSource
 from fastassign.streaming.unbuffered import UnbufferedFile, fill_pages
+from support.options import load_options
 from support.simulated import simulated
 
 PAGE = 4096
@@ -92,7 +93,7 @@ def file(tmp_path):
 @pytest.mark.parametrize("slot_bytes", [16384, 1 << 20])
 def test_a_load_past_the_cache_is_exact(file, monkeypatch, slot_bytes):
     path, model, other = file
-    options = fa.LoadOptions(direct_io=True, route="direct", slot_bytes=slot_bytes)
+    options = load_options(direct_io=True, route="direct", slot_bytes=slot_bytes)
     with simulated(monkeypatch):
         report = fa.load_weights(other, path, options=options)
     assert report.routes == {"direct": 4}
@@ -111,7 +112,7 @@ def test_where_it_is_not_possible_the_report_says_so(file, monkeypatch):
 
     monkeypatch.setattr(os, "open", without)
     with simulated(monkeypatch):
-        report = fa.load_weights(other, path, options=fa.LoadOptions(direct_io=True, route="direct"))
+        report = fa.load_weights(other, path, options=load_options(direct_io=True, route="direct"))
     assert "direct_io" in report.fallbacks[0] and "page cache" in report.fallbacks[0]
     for one, two in zip(model.weights, other.weights, strict=True):
         np.testing.assert_array_equal(one, two)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import fastassign as fa
+from support.options import load_options
 
 PAGE = 4096
 SLOT = 4 * PAGE  # the least
@@ -73,4 +73,4 @@ def reset(made):
 def tiny(**how):
     """Return options under which these arrays are large."""
     small = {"slot_bytes": SLOT, "device_window_bytes": 6 * SLOT, "device_threads": 2, "index_cache": False}
-    return fa.LoadOptions(**{**small, **how})
+    return load_options(**{**small, **how})

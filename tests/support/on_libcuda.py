@@ -270,9 +270,9 @@ def loading(library_name, path):
 
 
 def small(**options):
-    import fastassign
+    from support.options import load_options
 
-    return fastassign.LoadOptions(slot_bytes=16 << 10, fused_bytes=4 << 10, **options)
+    return load_options(slot_bytes=16 << 10, fused_bytes=4 << 10, **options)
 
 
 def same(differential, build, path, **options):

@@ -15,6 +15,7 @@ import tensorflow as tf
 import fastassign
 from fastassign.benchmarks.device.models import save_random, stack_of
 from fastassign.errors import DeviceMemory
+from support.options import load_options
 from support.simulated import DEVICES, simulated
 
 KIND, FOLDER = sys.argv[1], Path(sys.argv[2])
@@ -62,7 +63,7 @@ def main():
         expected = [weight.numpy() for weight in model.weights]
         for weight in model.weights:
             weight.assign(tf.ones_like(weight._value))
-        options = fastassign.LoadOptions(device_window_bytes=8 << 20)
+        options = load_options(device_window_bytes=8 << 20)
         found = {"error": "none"}
         room.left = 20 << 20
         try:

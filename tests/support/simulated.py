@@ -302,7 +302,7 @@ class SimulatedFence:
 def simulated(monkeypatch, **how):
     """Put a simulated driver in place, with a pool of its own, and check afterwards that nothing was done wrong."""
     from fastassign.assigning import execute
-    from fastassign.assigning.device import lane, tensors
+    from fastassign.assigning.device import open_lane, tensors
     from fastassign.devices import cuda, staging
 
     driver = SimulatedDriver(**how)
@@ -321,7 +321,7 @@ def simulated(monkeypatch, **how):
     with monkeypatch.context() as patch:
         patch.setattr(cuda, "find_driver", lambda: driver)
         patch.setattr(staging, "STAGING", pool)
-        patch.setattr(lane, "STAGING", pool)
+        patch.setattr(open_lane, "STAGING", pool)
         patch.setattr(tensors, "empty", empty)
         patch.setattr(tensors, "address", address)
         patch.setitem(execute.execute.__kwdefaults__, "make_source", driver.watched())

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from fastassign.assigning.device import tensors
-from fastassign.assigning.device.lane import Lane
+from fastassign.assigning.device.open_lane import OpenLane
 from fastassign.assigning.host import memory
-from fastassign.assigning.host.batches import Decode, OpenBatch
-from fastassign.assigning.journal import Ledger
+from fastassign.assigning.journal import Journal
+from fastassign.assigning.open_batch import Decode, OpenBatch
 from fastassign.devices.cuda import Fence, Scatter, Stream
 from fastassign.devices.ring import Slot
 from fastassign.kernels.cast import CASTS
@@ -31,7 +31,7 @@ class DirectBatch(OpenBatch):
     ----------
     batch : Batch
         What is allocated.
-    lane : Lane
+    lane : OpenLane
         The way to the device.
     unbuffered : Source, optional
         The file past the page cache, if it is to be read so.
@@ -39,7 +39,7 @@ class DirectBatch(OpenBatch):
 
     __slots__ = ("_addresses", "_fences", "_lane", "_tensors", "_unbuffered")
 
-    def __init__(self, batch: Batch, lane: Lane, unbuffered: Source | None) -> None:
+    def __init__(self, batch: Batch, lane: OpenLane, unbuffered: Source | None) -> None:
         super().__init__(batch)
         self._lane, self._unbuffered = lane, unbuffered
         targets = [placement.assignment.target for placement in batch.placements]
@@ -109,11 +109,11 @@ class DirectBatch(OpenBatch):
         while self._fences:
             self._fences.pop().wait()
 
-    def assign(self, ledger: Ledger) -> None:
+    def assign(self, journal: Journal) -> None:
         """Make the tensors the variables'; see ``OpenBatch.assign``."""
         with tensors.placed(self._lane.device):
             for placement, tensor in zip(self.batch.placements, self._tensors, strict=True):
-                with ledger.entering(placement):
+                with journal.entering(placement):
                     memory.assign(placement.assignment.target.resource, tensor, placement.assignment.target.nbytes)
         self.release()
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from fastassign.assigning.device import tensors
-from fastassign.assigning.device.lane import Lane
+from fastassign.assigning.device.open_lane import OpenLane
 from fastassign.assigning.device.split import split
 from fastassign.assigning.host import memory
-from fastassign.assigning.host.batches import Decode, OpenBatch, scattered
 from fastassign.assigning.host.fused import Fusions
-from fastassign.assigning.journal import Ledger
+from fastassign.assigning.journal import Journal
+from fastassign.assigning.open_batch import Decode, OpenBatch, scattered
 from fastassign.devices.cuda import Fence, Scatter
 from fastassign.kernels.cast import CASTS
 from fastassign.planning.batches import Batch
@@ -30,7 +30,7 @@ class SlabBatch(OpenBatch):
     ----------
     batch : Batch
         What is allocated.
-    lane : Lane
+    lane : OpenLane
         The way to the device.
     fusions : Fusions
         Keeps functions from one load to the next.
@@ -38,7 +38,7 @@ class SlabBatch(OpenBatch):
 
     __slots__ = ("_address", "_addresses", "_fence", "_fusions", "_lane", "_slab", "_values")
 
-    def __init__(self, batch: Batch, lane: Lane, fusions: Fusions) -> None:
+    def __init__(self, batch: Batch, lane: OpenLane, fusions: Fusions) -> None:
         super().__init__(batch)
         self._lane, self._fusions = lane, fusions
         target = batch.placements[0].assignment.target
@@ -114,38 +114,38 @@ class SlabBatch(OpenBatch):
             self._fence.wait()
             self._fence = None
 
-    def assign(self, ledger: Ledger) -> None:
+    def assign(self, journal: Journal) -> None:
         """Give the variables what arrived; see ``OpenBatch.assign``."""
         batch = self.batch
         if batch.cut == "scatter":
             with tensors.placed(self._lane.device):
                 for placement, value in zip(batch.placements, self._values, strict=True):
-                    with ledger.entering(placement):
+                    with journal.entering(placement):
                         memory.assign(placement.assignment.target.resource, value, placement.assignment.target.nbytes)
         else:
-            self._cut_up(ledger)
+            self._cut_up(journal)
         self.release()
 
     def release(self) -> None:
         """Let go of the tensors; see ``OpenBatch.release``."""
         self._slab, self._values = None, []
 
-    def _cut_up(self, ledger: Ledger) -> None:
+    def _cut_up(self, journal: Journal) -> None:
         batch = self.batch
         assignments = [placement.assignment for placement in batch.placements]
         for assignment in assignments:
-            ledger.remember(assignment.target)
-            ledger.note_cast(assignment)
+            journal.remember(assignment.target)
+            journal.note_cast(assignment)
         # Named before they change, and named still if a call fails: which of them it reached is not known.
         names = [assignment.target.name for assignment in assignments]
-        ledger.assigned += names
+        journal.assigned += names
         values = self._values[0] if batch.casts else self._slab
         with tensors.placed(self._lane.device):
             if batch.cut == "function":
                 self._fusions.of(batch).assign(values)
             else:
                 split(values, batch)
-        ledger.enter("fused", names, batch.nbytes)
+        journal.enter("fused", names, batch.nbytes)
 
 
 def _rows(nbytes: int, dtype: str) -> tuple[int, int]:

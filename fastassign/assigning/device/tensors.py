@@ -104,7 +104,7 @@ def naming(device: str) -> Iterator[None]:
     except tf.errors.ResourceExhaustedError as error:
         raise DeviceMemory(
             f"{device} has not enough free memory: {_first_line(error)}",
-            hint="lower LoadOptions(device_window_bytes=), which is what a load takes beyond the variables; free other "
+            hint="lower DeviceOptions(window_bytes=), which is what a load takes beyond the variables; free other "
             "models; or let TensorFlow take more of the device (tf.config.experimental.set_memory_growth, "
             "TF_FORCE_GPU_ALLOW_GROWTH)",
         ) from error

@@ -31,7 +31,7 @@ _numbers = itertools.count()
 _RESOURCE, _INT32 = tf.resource.as_datatype_enum, tf.int32.as_datatype_enum
 
 
-class Cut(NamedTuple):
+class SlabSlice(NamedTuple):
     """A piece of a slab, from where the one before ends.
 
     Attributes
@@ -54,19 +54,19 @@ class AssignFunction:
 
     Parameters
     ----------
-    cuts : sequence of Cut
+    slices : sequence of SlabSlice
         The variables.
     row : int
         Elements in a row of the slab: 64 bytes, so that a piece of whole rows is a value without being copied. What
         does not fill its last row is copied.
     """
 
-    def __init__(self, cuts: Sequence[Cut], row: int) -> None:
+    def __init__(self, slices: Sequence[SlabSlice], row: int) -> None:
         # What the op that calls it wants: an object with a name.
         self.name = f"__fastassign_assign_{next(_numbers)}"
-        self._handles = [cut.target.resource.handle for cut in cuts]  # type: ignore[union-attr] # see `Cut`
+        self._handles = [piece.target.resource.handle for piece in slices]  # type: ignore[union-attr] # see `SlabSlice`
         runtime = context.context()
-        runtime.add_function_def(_Definition(self.name, cuts, row).proto)
+        runtime.add_function_def(_Definition(self.name, slices, row).proto)
         weakref.finalize(self, runtime.remove_function, self.name).atexit = False
 
     def __call__(self, slab: Any, arguments: Sequence[np.ndarray[Any, Any]] = ()) -> None:
@@ -77,7 +77,7 @@ class AssignFunction:
         slab : tensor
             Of two dimensions, rows of 64 bytes; memory of TensorFlow's own that nobody writes to afterwards.
         arguments : sequence of numpy.ndarray
-            The values of the cuts that take an argument, 64-byte aligned; nobody writes to them afterwards.
+            The values of the slices that take an argument, 64-byte aligned; nobody writes to them afterwards.
         """
         tf.raw_ops.StatefulPartitionedCall(
             args=[*self._handles, slab, *arguments], Tout=[], f=self, config_proto=_CONFIG_BYTES
@@ -87,30 +87,30 @@ class AssignFunction:
 class _Definition:
     """The definition of such a function (source: TensorFlow's ``function.proto``)."""
 
-    def __init__(self, name: str, cuts: Sequence[Cut], row: int) -> None:
+    def __init__(self, name: str, slices: Sequence[SlabSlice], row: int) -> None:
         self.proto = FunctionDef()
         self.proto.signature.name, self.proto.signature.is_stateful = name, True
-        self._number = tf.as_dtype(cuts[0].target.dtype).as_datatype_enum
-        for i in range(len(cuts)):
+        self._number = tf.as_dtype(slices[0].target.dtype).as_datatype_enum
+        for i in range(len(slices)):
             self._input(f"handle_{i}", _RESOURCE)
         self._input("slab", self._number)
-        sizes, axis = self._constant("rows", [cut.rows for cut in cuts]), self._constant("axis", 0)
+        sizes, axis = self._constant("rows", [piece.rows for piece in slices]), self._constant("axis", 0)
         self._node("SplitV", "split", ["slab", sizes, axis], T=self._number, Tlen=_INT32)
-        self.proto.node_def[-1].attr["num_split"].i = len(cuts)
-        for i, cut in enumerate(cuts):
-            if cut.is_argument:
+        self.proto.node_def[-1].attr["num_split"].i = len(slices)
+        for i, piece in enumerate(slices):
+            if piece.is_argument:
                 self._input(f"value_{i}", self._number)
-            self._assign(i, cut.target, f"value_{i}" if cut.is_argument else self._value(i, cut, row))
+            self._assign(i, piece.target, f"value_{i}" if piece.is_argument else self._value(i, piece, row))
 
-    def _value(self, i: int, cut: Cut, row: int) -> str:
+    def _value(self, i: int, piece: SlabSlice, row: int) -> str:
         """Give rows of the slab a variable's shape; return the name of the result."""
-        value, count = f"split:output:{i}", math.prod(cut.target.shape)
-        if count != cut.rows * row:
+        value, count = f"split:output:{i}", math.prod(piece.target.shape)
+        if count != piece.rows * row:
             flat = self._reshaped(value, f"flat_{i}", [-1])
             begin, size = self._constant(f"begin_{i}", [0]), self._constant(f"size_{i}", [count])
             self._node("Slice", f"slice_{i}", [flat, begin, size], T=self._number, Index=_INT32)
             value = f"slice_{i}:output:0"
-        return self._reshaped(value, f"reshape_{i}", list(cut.target.shape))
+        return self._reshaped(value, f"reshape_{i}", list(piece.target.shape))
 
     def _reshaped(self, value: str, name: str, shape: list[int]) -> str:
         self._node("Reshape", name, [value, self._constant(f"{name}_shape", shape)], T=self._number, Tshape=_INT32)

@@ -17,9 +17,9 @@ import numpy as np
 import tensorflow as tf
 
 from fastassign.assigning.host import memory
-from fastassign.assigning.host.batches import HostBatch
-from fastassign.assigning.host.function import AssignFunction, Cut
-from fastassign.assigning.journal import Ledger
+from fastassign.assigning.host.function import AssignFunction, SlabSlice
+from fastassign.assigning.host.host_batch import HostBatch
+from fastassign.assigning.journal import Journal
 from fastassign.planning.batches import Batch
 from fastassign.planning.routes import ALIGNMENT
 from fastassign.targets.variables import numpy_dtype_of
@@ -57,8 +57,8 @@ class Fusion:
         self.device, self.dtype = targets[0].device, targets[0].dtype
         row = ALIGNMENT // numpy_dtype_of(self.dtype).itemsize
         self.shape = (batch.arena_bytes // ALIGNMENT, row)
-        cuts = [
-            Cut(
+        slices = [
+            SlabSlice(
                 placement.assignment.target,
                 placement.slab_bytes // ALIGNMENT,
                 # On a device all values are there already.
@@ -66,8 +66,10 @@ class Fusion:
             )
             for placement in batch.placements
         ]
-        self._arguments = [(start, cut) for start, cut in zip(batch.arena_starts, cuts, strict=True) if cut.is_argument]
-        self._function = AssignFunction(cuts, row)
+        self._arguments = [
+            (start, cut) for start, cut in zip(batch.arena_starts, slices, strict=True) if cut.is_argument
+        ]
+        self._function = AssignFunction(slices, row)
 
     def assign(self, slab: Any, array: np.ndarray[Any, Any] | None = None) -> None:
         """Make what the slab holds the values of the variables; ``array`` is the same memory, on the host."""
@@ -119,15 +121,15 @@ class FusedBatch(HostBatch):
         members = zip(self.batch.placements, self.batch.arena_starts, strict=True)
         return [slab_bytes[start : start + placement.nbytes] for placement, start in members]
 
-    def assign(self, ledger: Ledger) -> None:
+    def assign(self, journal: Journal) -> None:
         """Assign what was read; see ``OpenBatch.assign``."""
         for placement in self.batch.placements:
-            ledger.remember(placement.assignment.target)
+            journal.remember(placement.assignment.target)
         # Named before they change, and named still if the call fails: which of them it reached is not known.
-        ledger.assigned += self._fusion.names
+        journal.assigned += self._fusion.names
         self._fusion.assign(self._slab, self._array)
         self.release()
-        ledger.enter("fused", self._fusion.names, self.batch.nbytes)
+        journal.enter("fused", self._fusion.names, self.batch.nbytes)
 
     def release(self) -> None:
         """Let go of the memory; see ``OpenBatch.release``."""

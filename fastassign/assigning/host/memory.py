@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from fastassign.planning.routes import KERNEL_DTYPES
-from fastassign.streaming.buffers import POOL, aligned, is_aligned
+from fastassign.streaming.buffers import POOL, aligned_array, is_aligned
 from fastassign.targets.deferred import DeferredVariable, has_value, raw_handle
 from fastassign.targets.variables import numpy_dtype_of
 
@@ -41,7 +41,7 @@ def empty(shape: tuple[int, ...], dtype: str) -> tuple[Any, np.ndarray[Any, Any]
     """
     # The array of a tensor without dimensions is a number, not its memory.
     if dtype not in KERNEL_DTYPES or not shape:
-        array = typed(aligned(_nbytes(shape, dtype)), shape, dtype, 0)
+        array = typed(aligned_array(_nbytes(shape, dtype)), shape, dtype, 0)
         return array, array
     tensor = tf.raw_ops.Empty(shape=shape_tensor(shape), dtype=tf.as_dtype(dtype), init=False)
     return tensor, tensor.__array__()

@@ -11,12 +11,12 @@ import math
 from collections.abc import Sequence
 from itertools import accumulate
 
-from fastassign.catalog.keras_legacy import LegacyLayout
+from fastassign.catalog.keras_legacy import LegacyContents
 from fastassign.catalog.records import TensorRecord
 from fastassign.matching.conversions import convolutions, recipes, recurrent
 from fastassign.matching.conversions.recipes import Recipe
 from fastassign.options import LoadOptions
-from fastassign.targets.target import LayerTargets, ModelTargets, Part
+from fastassign.targets.target import InnerLayer, LayerTargets, ModelTargets
 
 Value = TensorRecord | Recipe
 
@@ -30,13 +30,13 @@ class Converter:
     ----------
     model : ModelTargets
         The model.
-    layout : LegacyLayout
+    layout : LegacyContents
         The file.
     options : LoadOptions
         ``conv_flip`` and ``reshape``.
     """
 
-    def __init__(self, model: ModelTargets, layout: LegacyLayout, options: LoadOptions) -> None:
+    def __init__(self, model: ModelTargets, layout: LegacyContents, options: LoadOptions) -> None:
         self._model, self._layout, self._options = model, layout, options
         self._is_stock_tf_keras = model.library == "tf_keras"
         self._is_keras_1 = layout.keras_version == "1"
@@ -81,7 +81,7 @@ class Converter:
         return self._is_keras_1 and (self._is_stock_tf_keras or any(map(convolutions.is_keras_1_name, records)))
 
     def _converted(
-        self, layer: LayerTargets, parts: Sequence[Part], records: Sequence[TensorRecord]
+        self, layer: LayerTargets, parts: Sequence[InnerLayer], records: Sequence[TensorRecord]
     ) -> list[Value] | None:
         """Convert each part; none if the number of arrays is wrong."""
         counts = self._counts(layer, parts, len(records))
@@ -103,7 +103,7 @@ class Converter:
                     values[position] = value
         return values
 
-    def _counts(self, layer: LayerTargets, parts: Sequence[Part], received: int) -> list[int]:
+    def _counts(self, layer: LayerTargets, parts: Sequence[InnerLayer], received: int) -> list[int]:
         """Return how many arrays of the file stand in the place of each weight."""
         counts = [1] * len(layer.targets)
         if self._is_keras_1 and received != len(counts):
@@ -117,7 +117,7 @@ class Converter:
         return counts
 
     def _part(
-        self, part: Part, records: Sequence[TensorRecord], wanted: Sequence[tuple[int, ...]]
+        self, part: InnerLayer, records: Sequence[TensorRecord], wanted: Sequence[tuple[int, ...]]
     ) -> Sequence[Value] | None:
         if len(records) > len(wanted):
             return recurrent.from_gates(part.kind, records, part.data_format)
@@ -135,7 +135,7 @@ class Converter:
             kernels = list(map(convolutions.undone, kernels))
         return [*kernels, *records[count:]]
 
-    def _adapted(self, layer: LayerTargets, flipped: Sequence[Part], values: list[Value]) -> list[Value]:
+    def _adapted(self, layer: LayerTargets, flipped: Sequence[InnerLayer], values: list[Value]) -> list[Value]:
         for part in flipped:
             for position in part.positions[: convolutions.KERNELS.get(part.kind, 0)]:
                 values[position] = convolutions.flipped(values[position])

@@ -324,7 +324,7 @@ class Walk:
 
     def _hint(self) -> str:
         catalog = self._catalog
-        if catalog.layout == "legacy":
+        if catalog.format == "legacy":
             return f"{catalog.path.name} has the legacy layout: give it a name that ends in .h5 but not in .weights.h5"
         return "skip_mismatch=True loads the rest and leaves these objects as they are"
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from fastassign.catalog.catalog import Catalog
-from fastassign.catalog.keras_legacy import LegacyLayout
+from fastassign.catalog.keras_legacy import LegacyContents
 from fastassign.catalog.records import TensorRecord
 from fastassign.errors import Mismatch
 from fastassign.matching.assignment import Matching, Notice
@@ -24,7 +24,7 @@ from fastassign.targets.target import LayerTargets, ModelTargets, Target
 
 
 def match_by_name(
-    model: ModelTargets, catalog: Catalog, layout: LegacyLayout, *, skip_mismatch: bool, options: LoadOptions
+    model: ModelTargets, catalog: Catalog, layout: LegacyContents, *, skip_mismatch: bool, options: LoadOptions
 ) -> Matching:
     """Match the layers of a legacy file to those of a model by name.
 

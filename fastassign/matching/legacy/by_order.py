@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from fastassign.catalog.catalog import Catalog
-from fastassign.catalog.keras_legacy import LegacyLayout, SavedLayer
+from fastassign.catalog.keras_legacy import LegacyContents, SavedLayer
 from fastassign.catalog.records import TensorRecord
 from fastassign.errors import Malformed, Mismatch
 from fastassign.matching.assignment import Matching, Notice
@@ -24,7 +24,7 @@ from fastassign.targets.target import LayerTargets, ModelTargets, Target
 def match_by_order(
     model: ModelTargets,
     catalog: Catalog,
-    layout: LegacyLayout,
+    layout: LegacyContents,
     *,
     skip_mismatch: bool,
     options: LoadOptions,
@@ -140,7 +140,7 @@ def _check_count(k: int, layer: LayerTargets, saved_name: str, received: int) ->
 
 
 def _count_hint(catalog: Catalog, layers: Sequence[LayerTargets], saved: Sequence[SavedLayer]) -> str:
-    if not saved and catalog.layout == "keras3":
+    if not saved and catalog.format == "keras3":
         return f"{catalog.path.name} holds Keras 3 weights: name it *.weights.h5 to load it"
     if not layers:
         return "the model has no weights yet: build it, or call it on some data, first"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from fastassign.catalog.catalog import Catalog
-from fastassign.catalog.keras_legacy import LegacyLayout, SavedLayer
+from fastassign.catalog.keras_legacy import LegacyContents, SavedLayer
 from fastassign.catalog.records import TensorRecord
 from fastassign.errors import Mismatch
 from fastassign.matching.assignment import Matching
@@ -40,7 +40,7 @@ class _Saved:
 def match_selected(
     model: ModelTargets,
     catalog: Catalog,
-    layout: LegacyLayout,
+    layout: LegacyContents,
     selection: Selection,
     *,
     by_name: bool,
@@ -80,7 +80,7 @@ def match_selected(
     return matching
 
 
-def _renamed(layout: LegacyLayout, selection: Selection) -> list[_Saved]:
+def _renamed(layout: LegacyContents, selection: Selection) -> list[_Saved]:
     """Return the weights of the file under their new paths.
 
     Raises

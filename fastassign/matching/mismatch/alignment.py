@@ -16,7 +16,7 @@ _MOST_COMPARED = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class WeightGroup:
     """A layer of a legacy file, or an object of a Keras 3 file; or their like in a model.
 
     Attributes
@@ -39,18 +39,18 @@ class Part:
         return tuple(sorted(shape for _, shape in self.weights))
 
 
-Pair: TypeAlias = tuple[Part | None, Part | None]
+Pair: TypeAlias = tuple[WeightGroup | None, WeightGroup | None]
 
 # Names by their stem, in the order of the counters.
 _Stems: TypeAlias = dict[str, list[str]]
 
 
-def pair(saved: Sequence[Part], present: Sequence[Part], *, by_rank: bool) -> list[Pair]:
+def pair(saved: Sequence[WeightGroup], present: Sequence[WeightGroup], *, by_rank: bool) -> list[Pair]:
     """Pair the parts of both sides, in the order of the model; what is left alone on a side comes with ``None``.
 
     Parameters
     ----------
-    saved, present : sequence of Part
+    saved, present : sequence of WeightGroup
         The file's, and the model's.
     by_rank : bool
         Whether ``dense_3`` and ``dense_4`` of the one may be ``dense_7`` and ``dense_8`` of the other, as with
@@ -75,7 +75,7 @@ def pair(saved: Sequence[Part], present: Sequence[Part], *, by_rank: bool) -> li
     return [row for _, row in sorted(rows, key=lambda row: row[0])]
 
 
-def _names(parts: Sequence[Part], stems: tuple[_Stems, _Stems], side: int) -> list[Any]:
+def _names(parts: Sequence[WeightGroup], stems: tuple[_Stems, _Stems], side: int) -> list[Any]:
     """Return what parts are known by: their names, or the rank of it where counters have moved on."""
     known: list[Any] = []
     for part in parts:
@@ -86,7 +86,7 @@ def _names(parts: Sequence[Part], stems: tuple[_Stems, _Stems], side: int) -> li
     return known
 
 
-def _by_stem(parts: Sequence[Part]) -> _Stems:
+def _by_stem(parts: Sequence[WeightGroup]) -> _Stems:
     found: dict[str, list[tuple[int, str]]] = {}
     for part in parts:
         stem, counter = weight_names.split(part.name)
@@ -96,8 +96,8 @@ def _by_stem(parts: Sequence[Part]) -> _Stems:
 
 def _join_equal(
     matched: dict[int, int],
-    saved: Sequence[Part],
-    present: Sequence[Part],
+    saved: Sequence[WeightGroup],
+    present: Sequence[WeightGroup],
     known: tuple[list[Any], list[Any]],
     *,
     alike: bool,
@@ -110,12 +110,14 @@ def _join_equal(
             matched[j] = i
 
 
-def _left(matched: dict[int, int], saved: Sequence[Part], present: Sequence[Part]) -> tuple[list[int], list[int]]:
+def _left(
+    matched: dict[int, int], saved: Sequence[WeightGroup], present: Sequence[WeightGroup]
+) -> tuple[list[int], list[int]]:
     taken = set(matched.values())
     return [i for i in range(len(saved)) if i not in taken], [j for j in range(len(present)) if j not in matched]
 
 
-def _join_alike(matched: dict[int, int], saved: Sequence[Part], present: Sequence[Part]) -> None:
+def _join_alike(matched: dict[int, int], saved: Sequence[WeightGroup], present: Sequence[WeightGroup]) -> None:
     """Pair what has the same shapes: by order where there are as many on both sides, else by the nearest names."""
     left = _left(matched, saved, present)
     for look in {present[j].look: None for j in left[1]}:
@@ -127,14 +129,19 @@ def _join_alike(matched: dict[int, int], saved: Sequence[Part], present: Sequenc
             matched.update(_nearest(one, other, saved, present, least=0.0))
 
 
-def _join_near(matched: dict[int, int], saved: Sequence[Part], present: Sequence[Part]) -> None:
+def _join_near(matched: dict[int, int], saved: Sequence[WeightGroup], present: Sequence[WeightGroup]) -> None:
     one, other = _left(matched, saved, present)
     if len(one) * len(other) <= _MOST_COMPARED:
         matched.update(_nearest(one, other, saved, present, least=0.6))
 
 
 def _nearest(
-    one: Iterable[int], other: Iterable[int], saved: Sequence[Part], present: Sequence[Part], *, least: float
+    one: Iterable[int],
+    other: Iterable[int],
+    saved: Sequence[WeightGroup],
+    present: Sequence[WeightGroup],
+    *,
+    least: float,
 ) -> dict[int, int]:
     ratios = sorted(
         ((difflib.SequenceMatcher(None, saved[i].name, present[j].name).ratio(), -i, -j) for i in one for j in other),

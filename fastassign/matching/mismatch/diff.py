@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from fastassign.matching.mismatch.alignment import Pair, Part, Shape, pair
-from fastassign.report import printable
+from fastassign.matching.mismatch.alignment import Pair, Shape, WeightGroup, pair
+from fastassign.text import printable
 
 # A terminal's height, and names as long as a line can take twice.
 _MOST_ROWS, _MOST_SHAPES, _MOST_NAMES, _WIDTH = 20, 3, 6, 44
@@ -75,12 +75,12 @@ class Diff:
         return "\n".join(lines)
 
 
-def make_diff(saved: Sequence[Part], present: Sequence[Part], *, by_rank: bool) -> Diff:
+def make_diff(saved: Sequence[WeightGroup], present: Sequence[WeightGroup], *, by_rank: bool) -> Diff:
     """Compare the parts of a file with those of a model.
 
     Parameters
     ----------
-    saved, present : sequence of Part
+    saved, present : sequence of WeightGroup
         The file's, and the model's.
     by_rank : bool
         Whether automatic names may have gone on counting: those of layers do, paths in Keras 3 files do not.
@@ -125,7 +125,7 @@ def _rows(each: Pair) -> Iterator[Row]:
             yield Row(f"{one.name}/{a}", str(shape), f"{other.name}/{b}", str(wanted), remark)
 
 
-def _shapes(part: Part) -> str:
+def _shapes(part: WeightGroup) -> str:
     shapes: list[Shape] = [shape for _, shape in part.weights]
     more = f" and {len(shapes) - _MOST_SHAPES} more" if len(shapes) > _MOST_SHAPES else ""
     return ", ".join(map(str, shapes[:_MOST_SHAPES])) + more

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from fastassign.catalog.catalog import Catalog
-from fastassign.catalog.keras_legacy import LegacyLayout, SavedLayer
+from fastassign.catalog.keras_legacy import LegacyContents, SavedLayer
 from fastassign.catalog.records import Contents
 from fastassign.errors import Mismatch
 from fastassign.matching.keras3.walk import Walk
-from fastassign.matching.mismatch.alignment import Part
+from fastassign.matching.mismatch.alignment import WeightGroup
 from fastassign.matching.mismatch.diff import Diff, make_diff
 from fastassign.matching.selection import path_below
 from fastassign.targets.target import ModelTargets, Target
@@ -18,7 +18,7 @@ _TOP_LEVEL = "top_level_model_weights"
 
 
 def explain(
-    error: Mismatch, model: ModelTargets, catalog: Catalog, saved: LegacyLayout | None, *, advise: bool
+    error: Mismatch, model: ModelTargets, catalog: Catalog, saved: LegacyContents | None, *, advise: bool
 ) -> None:
     """Give an error the diff of file and model, and the call that would load what fits.
 
@@ -28,7 +28,7 @@ def explain(
         The error.
     model, catalog
         The two sides.
-    saved : LegacyLayout or None
+    saved : LegacyContents or None
         The layout of the file, if it was read as a legacy one.
     advise : bool
         Whether the call is of use: not where one like it has just failed.
@@ -44,8 +44,8 @@ def explain(
         error.advise(f"{error.hint}; or: {diff.call}" if error.hint else diff.call)
 
 
-def _diff(model: ModelTargets, catalog: Catalog, saved: LegacyLayout | None) -> Diff | None:
-    if catalog.layout != ("keras3" if saved is None else "legacy"):
+def _diff(model: ModelTargets, catalog: Catalog, saved: LegacyContents | None) -> Diff | None:
+    if catalog.format != ("keras3" if saved is None else "legacy"):
         return None
     if saved is not None:
         parts, wanted = _legacy_file(catalog.contents, saved), _legacy_model(model)
@@ -54,21 +54,24 @@ def _diff(model: ModelTargets, catalog: Catalog, saved: LegacyLayout | None) -> 
     return make_diff(parts, wanted, by_rank=saved is not None) if parts and wanted else None
 
 
-def _legacy_file(contents: Contents, saved: LegacyLayout) -> list[Part]:
-    def part(layer: SavedLayer) -> Part:
+def _legacy_file(contents: Contents, saved: LegacyContents) -> list[WeightGroup]:
+    def part(layer: SavedLayer) -> WeightGroup:
         weights = [(name, contents.records[key].shape) for name, key in layer.weights if key in contents.records]
-        return Part(layer.name, tuple((_below(layer.name, name), shape) for name, shape in weights))
+        return WeightGroup(layer.name, tuple((_below(layer.name, name), shape) for name, shape in weights))
 
     layers = [*saved.layers, *([saved.top_level] if saved.top_level is not None else [])]
     return [part(layer) for layer in layers if layer.weights]
 
 
-def _legacy_model(model: ModelTargets) -> list[Part]:
-    parts = [Part(layer.name, _weights(layer.name, layer.targets), (_escaped(layer.name),)) for layer in model.layers()]
+def _legacy_model(model: ModelTargets) -> list[WeightGroup]:
+    parts = [
+        WeightGroup(layer.name, _weights(layer.name, layer.targets), (_escaped(layer.name),))
+        for layer in model.layers()
+    ]
     own = model.top_level(by_name=False)
     if own:
         patterns = tuple(_escaped(path_below(model.model.name, target.name)) for target in own)
-        parts.append(Part(_TOP_LEVEL, _weights(model.model.name, own), patterns))
+        parts.append(WeightGroup(_TOP_LEVEL, _weights(model.model.name, own), patterns))
     return parts
 
 
@@ -80,14 +83,14 @@ def _below(layer: str, weight: str) -> str:
     return path_below(layer, weight)[len(layer) + 1 :]
 
 
-def _keras3_file(contents: Contents) -> list[Part]:
+def _keras3_file(contents: Contents) -> list[WeightGroup]:
     groups: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
     for key, record in contents.records.items():
         group, _, name = key.rpartition("/")
         # Whatever becomes of the optimizer, Keras only warns.
         if group.rpartition("/")[2] == "vars" and not group.startswith("optimizer/"):
             groups.setdefault(group, []).append((name, record.shape))
-    return [Part(group, tuple(sorted(weights, key=_number))) for group, weights in groups.items()]
+    return [WeightGroup(group, tuple(sorted(weights, key=_number))) for group, weights in groups.items()]
 
 
 def _number(weight: tuple[str, Any]) -> tuple[int, str]:
@@ -101,12 +104,12 @@ class _Listing(Walk):
         super().__init__(model, catalog, skip_mismatch=True)
         self._found: dict[str, tuple[str, tuple[tuple[str, tuple[int, ...]], ...]]] = {}
 
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[WeightGroup]:
         self.visit_all()
         around = [where for where, _ in self._found.values()]
         return [
             # The name of a layer reads better than its place, where it stands for that layer alone.
-            Part(group, weights, (_escaped(where if _is_alone(where, around) else group),))
+            WeightGroup(group, weights, (_escaped(where if _is_alone(where, around) else group),))
             for group, (where, weights) in self._found.items()
         ]
 

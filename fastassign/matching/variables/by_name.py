@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from fastassign.catalog.catalog import Catalog
-from fastassign.catalog.keras_legacy import is_legacy, read_layout
+from fastassign.catalog.keras_legacy import is_legacy, read_legacy
 from fastassign.catalog.records import TensorRecord
 from fastassign.errors import Mismatch
 from fastassign.matching.assignment import Matching
@@ -55,7 +55,7 @@ def _weights(catalog: Catalog) -> Iterable[TensorRecord]:
     records = catalog.contents.records
     if not is_legacy(catalog.contents):
         return records.values()
-    return [records[key] for key in read_layout(catalog.contents).keys if key in records]
+    return [records[key] for key in read_legacy(catalog.contents).keys if key in records]
 
 
 def _by_end(records: Iterable[TensorRecord]) -> dict[str, list[TensorRecord]]:

@@ -17,7 +17,7 @@ SPARE_SLOTS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Rings:
+class RingBudget:
     """The rings of all lanes: of the same size, one for each device.
 
     Attributes
@@ -40,12 +40,12 @@ class Rings:
         return self.slot_bytes * self.slots * self.count
 
     @classmethod
-    def of(cls, options: LoadOptions, spare: int, count: int) -> Rings:
+    def of(cls, options: LoadOptions, spare: int, count: int) -> RingBudget:
         """Return as many slots as are of use, or as fit; see ``slot_size``."""
         size = slot_size(options, spare, count)
         if not count:
             return cls(size)
-        wanted = -(-options.device_threads // count) + SPARE_SLOTS
+        wanted = -(-options.device.threads // count) + SPARE_SLOTS
         return cls(size, max(1, min(wanted, spare // (size * count))), count)
 
 
@@ -67,7 +67,7 @@ def slot_size(options: LoadOptions, spare: int, count: int) -> int:
         Whole pages: ``MIN_SLOT_BYTES`` at least, and no more than lets each ring have two slots, one of which is filled
         while the other is on its way.
     """
-    wanted = whole_pages(options.slot_bytes)
+    wanted = whole_pages(options.device.slot_bytes)
     return max(min(wanted, spare // (2 * count) // PAGE_BYTES * PAGE_BYTES), MIN_SLOT_BYTES) if count else wanted
 
 
@@ -93,14 +93,14 @@ def least_for_rings(options: LoadOptions, beside: int, together: int, count: int
     return least
 
 
-def lay_lanes(batches: Sequence[Batch], rings: Rings, options: LoadOptions, devices: Devices) -> tuple[Lane, ...]:
+def lay_lanes(batches: Sequence[Batch], rings: RingBudget, options: LoadOptions, devices: Devices) -> tuple[Lane, ...]:
     """Lay a lane to each device that batches go to."""
     return tuple(
         _lane(
             devices.reached[name],
             [batch for batch in batches if batch.lane == name],
             rings,
-            options.device_window_bytes,
+            options.device.window_bytes,
         )
         for name in dict.fromkeys(batch.lane for batch in batches if batch.lane)
     )
@@ -117,7 +117,7 @@ def without_window(lanes: Sequence[Lane], batches: Sequence[Batch], spare: int) 
     return tuple(widened)
 
 
-def _lane(device: Device, batches: Sequence[Batch], rings: Rings, window_bytes: int) -> Lane:
+def _lane(device: Device, batches: Sequence[Batch], rings: RingBudget, window_bytes: int) -> Lane:
     sizes = [batch.device_bytes for batch in batches]
     lane = Lane(
         device=device.name,

@@ -1,8 +1,7 @@
-"""Batches whose memory exists: it is read into, then assigned."""
+"""Batches with a value of its own for each variable, eager or of a TensorFlow 1 graph."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -14,100 +13,25 @@ import tensorflow as tf
 
 from fastassign.assigning import graph
 from fastassign.assigning.host import memory
-from fastassign.assigning.journal import Ledger
+from fastassign.assigning.host.host_batch import HostBatch
+from fastassign.assigning.journal import Journal
+from fastassign.assigning.open_batch import Decode
 from fastassign.catalog.catalog import numpy_dtype
 from fastassign.catalog.memory import ArrayRecord
-from fastassign.catalog.records import TensorRecord
 from fastassign.matching.assignment import Assignment
 from fastassign.planning.batches import Batch
-from fastassign.planning.coalesce import GAP, Read
 from fastassign.planning.routes import Placement
-from fastassign.streaming.source import Source, fill
+from fastassign.streaming.source import Source
 from fastassign.targets.variables import numpy_dtype_of
 
 # Arrays in memory are copied in jobs of about this size: small enough that all threads have work, large enough that
 # their handling does not count.
 SHARE_BYTES = 4 << 20
 
-Decode = Callable[[TensorRecord, "np.ndarray[Any, Any]"], None]
-
 _Copy = tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]
 
 
-class OpenBatch(ABC):
-    """A batch whose memory exists.
-
-    Parameters
-    ----------
-    batch : Batch
-        What is allocated.
-
-    Attributes
-    ----------
-    batch : Batch
-        The same.
-    unread : int
-        Jobs that have not ended; counted by whoever runs them.
-    """
-
-    __slots__ = ("batch", "unread")
-
-    def __init__(self, batch: Batch) -> None:
-        self.batch = batch
-        self.unread = 0
-
-    @abstractmethod
-    def jobs(self, source: Source, gap: memoryview, decode: Decode) -> Iterator[Callable[[], None]]:
-        """Yield what fills the memory, to be run in any thread and order.
-
-        Parameters
-        ----------
-        source : Source
-            What to read from.
-        gap : memoryview
-            Takes the bytes that nobody wants.
-        decode : callable
-            Reads a tensor that only h5py can read.
-        """
-
-    def locate(self) -> None:  # noqa: B027 - only memory on a device has to be asked for
-        """Find out where the memory is; after all batches that are opened together were made, before ``jobs``."""
-
-    def settle(self) -> None:  # noqa: B027 - only a device works on when the jobs have ended
-        """Wait until the values are where they will be assigned from.
-
-        Raises
-        ------
-        DeviceFailed
-            They do not get there.
-        """
-
-    @abstractmethod
-    def assign(self, ledger: Ledger) -> None:
-        """Make the values the values of the variables, and let go of the memory: it belongs to them now."""
-
-    @abstractmethod
-    def release(self) -> None:
-        """Let go of the memory; nothing is read into it or copied there any more."""
-
-
-class HostBatch(OpenBatch):
-    """A batch whose memory is the host's: the file is read straight into it."""
-
-    __slots__ = ()
-
-    def jobs(self, source: Source, gap: memoryview, decode: Decode) -> Iterator[Callable[[], None]]:  # noqa: ARG002
-        """Yield what fills the memory; see ``OpenBatch.jobs``."""
-        views = self._views()
-        for read in self.batch.reads:
-            yield partial(fill, source, scattered(read, views, gap), read.offset, read.nbytes)
-
-    @abstractmethod
-    def _views(self) -> list[memoryview]:
-        """Return the memory of each value as bytes."""
-
-
-class _ValueBatch(HostBatch):
+class ValueBatch(HostBatch):
     """A batch with a value of its own for each variable; small ones share an arena.
 
     Parameters
@@ -137,7 +61,7 @@ class _ValueBatch(HostBatch):
         yield from super().jobs(source, gap, decode)
         for placement, array in zip(self.batch.placements, self._arrays, strict=True):
             record = placement.assignment.record
-            if record.encoding == "library" and array.size:
+            if record.encoding == "h5py" and array.size:
                 yield partial(decode, record, array)
         for copies in self._shares():
             yield partial(_copy, copies)
@@ -173,7 +97,7 @@ class _ValueBatch(HostBatch):
         self._values, self._arrays, self._arena = [], [], None
 
 
-class EagerBatch(_ValueBatch):
+class EagerBatch(ValueBatch):
     """Eager variables, assigned one by one.
 
     Parameters
@@ -187,19 +111,19 @@ class EagerBatch(_ValueBatch):
     def __init__(self, batch: Batch) -> None:
         super().__init__(batch, pooled=False)
 
-    def assign(self, ledger: Ledger) -> None:
+    def assign(self, journal: Journal) -> None:
         """Assign what was read; see ``OpenBatch.assign``."""
         members = zip(self.batch.placements, self._values, self._arrays, strict=True)
         # An op whose device is named is not placed first: a quarter less time per variable.
         for device, group in groupby(members, key=lambda member: member[0].assignment.target.device):
             with tf.device(device) if device else nullcontext():
                 for placement, value, array in group:
-                    with ledger.entering(placement):
-                        _assign(ledger, placement, value, array)
+                    with journal.entering(placement):
+                        _assign(journal, placement, value, array)
         self.release()
 
 
-class FedBatch(_ValueBatch):
+class FedBatch(ValueBatch):
     """Variables of a TensorFlow 1 graph, assigned in one run of a session.
 
     Parameters
@@ -216,20 +140,20 @@ class FedBatch(_ValueBatch):
         super().__init__(batch, pooled=True)
         self._session = session
 
-    def assign(self, ledger: Ledger) -> None:
+    def assign(self, journal: Journal) -> None:
         """Assign what was read; see ``OpenBatch.assign``."""
         assignments = [placement.assignment for placement in self.batch.placements]
         for assignment, value, array in zip(assignments, self._values, self._arrays, strict=True):
             if assignment.fit == "cast":
                 np.copyto(value, array, casting="unsafe")
-            ledger.note_cast(assignment)
+            journal.note_cast(assignment)
         targets = [assignment.target for assignment in assignments]
         names = [target.name for target in targets]
         # Named before they change, and named still if the run fails: which of them it reached is not known.
-        ledger.assigned += names
+        journal.assigned += names
         graph.feed(self._session, targets, self._values)
         self.release()
-        ledger.enter("feed", names, self.batch.nbytes)
+        journal.enter("feed", names, self.batch.nbytes)
 
 
 def _allocate(placement: Placement, arena: memory.Arena | None, start: int) -> tuple[Any, np.ndarray[Any, Any]]:
@@ -250,29 +174,21 @@ def _allocate(placement: Placement, arena: memory.Arena | None, start: int) -> t
     return memory.empty(target.shape, target.dtype)
 
 
-def scattered(read: Read, views: list[memoryview], gap: memoryview) -> list[memoryview]:
-    """Return the buffers that a read fills: of each piece that of its owner, or what takes the bytes nobody wants."""
-    return [
-        gap[: piece.nbytes] if piece.owner == GAP else views[piece.owner][piece.start : piece.start + piece.nbytes]
-        for piece in read.pieces
-    ]
-
-
 def _copy(copies: list[_Copy]) -> None:
     """Copy arrays, with numpy's casts."""
     for target, source in copies:
         np.copyto(target, source, casting="unsafe")
 
 
-def _assign(ledger: Ledger, placement: Placement, value: Any, array: np.ndarray[Any, Any]) -> None:
+def _assign(journal: Journal, placement: Placement, value: Any, array: np.ndarray[Any, Any]) -> None:
     if placement.route == "assign":
-        _library_assign(ledger, placement.assignment, array)
+        _assign_by_library(journal, placement.assignment, array)
     elif array.size:
         memory.assign(placement.assignment.target.resource, value, placement.nbytes)
 
 
-def _library_assign(ledger: Ledger, assignment: Assignment, array: np.ndarray[Any, Any]) -> None:
-    matching, target = ledger.plan.matching, assignment.target
+def _assign_by_library(journal: Journal, assignment: Assignment, array: np.ndarray[Any, Any]) -> None:
+    matching, target = journal.plan.matching, assignment.target
     value: Any = array
     if matching.layout == "named" or (matching.library == "tf_keras" and matching.layout == "legacy"):
         # batch_set_value casts with numpy before it assigns.

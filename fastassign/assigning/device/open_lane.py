@@ -9,13 +9,13 @@ from types import TracebackType
 from fastassign.assigning.device import tensors
 from fastassign.devices import cuda
 from fastassign.devices.ring import Ring, Slot
-from fastassign.devices.staging import STAGING, Lease, Locker
+from fastassign.devices.staging import STAGING, Locker, StagingBuffer
 from fastassign.errors import DeviceFailed, NotPageLocked, annotate
 from fastassign.planning import lanes
 from fastassign.planning.plan import Plan
 
 
-class Lane:
+class OpenLane:
     """A lane that is open.
 
     Parameters
@@ -57,7 +57,7 @@ class Lane:
             raise
 
     def _ring(self, planned: lanes.Lane, locker: Locker, *, page_lock: bool | None, limit_bytes: int) -> Ring:
-        def lend(who: Locker | None) -> Lease:
+        def lend(who: Locker | None) -> StagingBuffer:
             return STAGING.lease(
                 planned.slot_bytes, owner=f"a load to {self.device}", locker=who, limit_bytes=limit_bytes
             )
@@ -98,7 +98,7 @@ class Lane:
             return stream.record()
 
 
-class Lanes:
+class OpenLanes:
     """The lanes of one execution, by device; a context, at whose end nothing is under way any more.
 
     Parameters
@@ -109,9 +109,9 @@ class Lanes:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._open: dict[str, Lane] = {}
+        self._open: dict[str, OpenLane] = {}
 
-    def __enter__(self) -> Lanes:
+    def __enter__(self) -> OpenLanes:
         """Open all.
 
         Raises
@@ -125,8 +125,8 @@ class Lanes:
         limit_bytes = plan.options.max_staging_bytes - beside
         try:
             for planned in plan.lanes:
-                self._open[planned.device] = Lane(
-                    planned, _driver(), page_lock=plan.options.page_lock, limit_bytes=limit_bytes
+                self._open[planned.device] = OpenLane(
+                    planned, _driver(), page_lock=plan.options.device.page_lock, limit_bytes=limit_bytes
                 )
         except BaseException as error:
             self._close(error)
@@ -139,7 +139,7 @@ class Lanes:
         """Close all."""
         self._close(error)
 
-    def __getitem__(self, device: str) -> Lane:
+    def __getitem__(self, device: str) -> OpenLane:
         """Return that of a device."""
         return self._open[device]
 
@@ -155,7 +155,7 @@ class Lanes:
         self._open.clear()
 
 
-def _close(what: Lane | cuda.Stream, device: str, error: BaseException | None) -> None:
+def _close(what: OpenLane | cuda.Stream, device: str, error: BaseException | None) -> None:
     """Close something; where an error is under way already, failures are notes of that."""
     try:
         what.close()
