@@ -59,7 +59,7 @@ def test_the_end_of_a_path_is_enough_where_it_is_one(catalog):
 
 def test_it_prints(catalog):
     lines = str(catalog).splitlines()
-    assert lines[0] == f"Catalog {catalog.path} keras3 layout, 4 tensors, 84 bytes"
+    assert lines[0] == f"Catalog {catalog.path} keras3 format, 4 tensors, 84 bytes"
     assert any(line.split() == [attacks.KERNEL_KEY, "(4,", "3)", "<f4", "raw"] for line in lines)
     assert any("contiguous, big-endian" in line for line in lines)
     assert lines[-1].startswith("link  refused: Not allowed: H5 file with SoftLink")
