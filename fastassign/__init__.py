@@ -20,10 +20,11 @@ from fastassign.errors import (
     Refused,
     Truncated,
 )
-from fastassign.loader.loader import Loader, LoadFuture
+from fastassign.loader.background import LoadFuture
+from fastassign.loader.loader import Loader
 from fastassign.options import DeviceOptions, LoadOptions
 from fastassign.patching.switch import accelerate, install, uninstall
-from fastassign.planning.plan import Plan
+from fastassign.plan import Plan
 from fastassign.progress import ProgressEvent
 from fastassign.report import Report
 from fastassign.verbs import assign, inspect, load_weights, plan, release_buffers

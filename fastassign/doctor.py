@@ -16,6 +16,7 @@ from fastassign.catalog import index_cache
 from fastassign.devices import cuda
 from fastassign.errors import NotPageLocked
 from fastassign.options import LoadOptions
+from fastassign.runtime import process_runtime
 
 _PROBE_BYTES = 256 << 20
 
@@ -51,7 +52,7 @@ def checks(folder: Path | None = None) -> Iterator[tuple[str, str]]:
 
 def _gpu() -> Iterator[tuple[str, str]]:
     """Yield what the way to a GPU looks like; where there is no card, one line."""
-    driver = cuda.find_driver()
+    driver = process_runtime().find_driver()
     if isinstance(driver, cuda.Missing):
         missing = cards.unopened("libcuda.so.1")
         if missing:
@@ -86,7 +87,7 @@ def _card() -> Iterator[tuple[str, str]]:
     if not tf.config.list_logical_devices("GPU"):
         yield "gpu", f"TensorFlow sees none: {cards.why_unseen()}"
         return
-    if isinstance(cuda.find_driver(), cuda.Missing):
+    if isinstance(process_runtime().find_driver(), cuda.Missing):
         return  # said before
     card = cards.find_card("gpu")
     about = cards.describe(card)

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fastassign.catalog.catalog import Catalog, open_catalog
-from fastassign.catalog.memory import MemoryCatalog
+from fastassign.catalog.memory import ArraysInMemory
+from fastassign.catalog.origin import Origin
+from fastassign.devices.discover import find_devices
 from fastassign.errors import FastAssignError, Unsupported
 from fastassign.matching.assignment import Matching
 from fastassign.matching.match import Request, choose_layout, match
 from fastassign.options import LoadOptions
-from fastassign.planning.plan import Plan, make_plan
+from fastassign.plan import Plan
+from fastassign.planning.lanes import Devices
+from fastassign.planning.schedule import make_schedule
 from fastassign.progress import Callback
 from fastassign.report import Report
+from fastassign.runtime import Runtime, process_runtime
 from fastassign.targets.discover import discover
 from fastassign.targets.target import Layout
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class LoadSpec:
-    """What is to be loaded into, and how; the file comes later.
+    """The model that is loaded into, and how; the file comes later.
 
     Attributes
     ----------
@@ -42,6 +48,10 @@ class LoadSpec:
         Every other knob.
     layout : Layout or None
         How the file is read, where its name does not say.
+    progress : bool or callable, optional
+        See ``Plan``.
+    runtime : Runtime
+        The parts of the process to work with.
     """
 
     model: Any
@@ -51,8 +61,10 @@ class LoadSpec:
     atomic: bool = False
     repeated: bool = False
     layout: Layout | None = None
+    progress: bool | Callback | None = None
+    runtime: Runtime = field(default_factory=process_runtime)
 
-    def plan(self, path: str | os.PathLike[str], progress: bool | Callback | None = None) -> Plan:
+    def plan(self, path: str | os.PathLike[str]) -> Plan:
         """Plan the load of a file.
 
         Raises
@@ -60,6 +72,10 @@ class LoadSpec:
         Mismatch, Unreadable, Malformed, Truncated, Refused, Budget, Unsupported
             As ``fastassign.load_weights``, before anything changes.
         """
+        return self.plan_file(path)[0]
+
+    def plan_file(self, path: str | os.PathLike[str]) -> tuple[Plan, Catalog]:
+        """Plan the load of a file, and return its catalog too; see ``plan``."""
         begin = time.perf_counter()
         targets = discover(self.model)
         layout = self.layout or choose_layout(targets, Path(path), self.request)
@@ -70,61 +86,74 @@ class LoadSpec:
         indexed = time.perf_counter()
         matching = match(targets, catalog, layout, self.request, self.options)
         matched = time.perf_counter()
-        made = self.plan_matching(catalog, matching, progress=progress)
-        made.seconds.update(
-            index=indexed - prepared,
-            match=matched - indexed + prepared - begin,
-            plan=time.perf_counter() - matched,
-        )
-        return made
+        seconds = {"index": indexed - prepared, "match": matched - indexed + prepared - begin}
+        return self.plan_matching(catalog, matching, seconds), catalog
 
-    def plan_matching(
-        self,
-        catalog: Catalog | MemoryCatalog,
-        matching: Matching,
-        *,
-        progress: bool | Callback | None = None,
-    ) -> Plan:
-        """Plan what was matched already."""
-        # All import TensorFlow.
-        from fastassign.assigning.execute import execute
-        from fastassign.assigning.host.fused import Fusions
-        from fastassign.devices.discover import find_devices
-        from fastassign.targets.session import find_session
+    def plan_matching(self, origin: Origin, matching: Matching, seconds: Mapping[str, float]) -> Plan:
+        """Plan what was matched already.
 
+        Parameters
+        ----------
+        origin : Origin
+            Where the values come from.
+        matching : Matching
+            Which record goes into which variable.
+        seconds : mapping of str to float
+            How long the stages before took.
+
+        Raises
+        ------
+        Budget, Refused, Unsupported, NoSession
+            See ``plan``.
+        """
+        begin = time.perf_counter()
         try:
-            session = find_session(self.session, matching.targets)
+            session = self._session(matching)
+            schedule = make_schedule(
+                matching, self.options, atomic=self.atomic, repeated=self.repeated, devices=self._devices(matching)
+            )
         except FastAssignError as error:
-            if isinstance(catalog, Catalog):
-                error.at(catalog.path)
-            raise
+            raise origin.name_in(error) from error.__cause__
+        return Plan(
+            origin=origin,
+            matching=matching,
+            options=self.options,
+            schedule=schedule,
+            session=session,
+            runtime=self.runtime,
+            atomic=self.atomic,
+            skip_mismatch=self.request.skip_mismatch,
+            progress=self.progress,
+            seconds=MappingProxyType({**seconds, "plan": time.perf_counter() - begin}),
+        )
+
+    def _session(self, matching: Matching) -> Any:
+        from fastassign.targets.session import find_session  # imports TensorFlow
+
+        session = find_session(self.session, matching.targets)
         if session is not None and matching.hooks:
             raise Unsupported(
                 f"{matching.hooks[0].obj} loads itself, by its own load_own_variables, which has no effect in a "
                 "TensorFlow 1 graph",
-                file=catalog.path,
                 hint="load it eagerly, or pass the variables to fastassign.assign",
             )
-        executor = partial(
-            execute,
-            skip_mismatch=self.request.skip_mismatch,
-            session=session,
-            fusions=Fusions(),
-        )
-        return make_plan(
-            catalog,
-            matching,
-            self.options,
-            atomic=self.atomic,
-            repeated=self.repeated,
-            devices=find_devices(
-                {target.device for target in matching.targets} if self.options.device.route != "eager" else (),
-                kernels=self.options.device.cut == "scatter"
-                or any(assignment.fit == "cast" for assignment in matching.assignments.values()),
-            ),
-            executor=executor,
-            progress=progress,
-        )
+        return session
+
+    def _devices(self, matching: Matching) -> Devices:
+        """Find the devices that can be copied to; kernels only where they would be of use."""
+        device = self.options.device
+        wanted = {target.device for target in matching.targets} if device.route != "eager" else ()
+        casts = any(assignment.fit == "cast" for assignment in matching.assignments.values())
+        return find_devices(wanted, self.runtime.find_driver, kernels=casts or device.cut == "scatter")
+
+
+def request_of(*, by_name: bool, skip_mismatch: bool, objects_to_skip: Iterable[Any] | None) -> Request:
+    """Return the arguments that Keras has too; ``objects_to_skip`` may be read only once."""
+    return Request(
+        by_name=by_name,
+        skip_mismatch=skip_mismatch,
+        objects_to_skip=None if objects_to_skip is None else tuple(objects_to_skip),
+    )
 
 
 def index(path: str | os.PathLike[str], options: LoadOptions) -> Catalog:
@@ -147,7 +176,7 @@ def index(path: str | os.PathLike[str], options: LoadOptions) -> Catalog:
 def total(reports: list[Report]) -> Report:
     """Return one report of several loads that belong together."""
     if not reports:
-        return Report(file=str(MemoryCatalog().path), assigned=0)
+        return Report(file=str(ArraysInMemory().path), assigned=0)
     if len(reports) == 1:
         return reports[0]
     routes: dict[str, int] = {}

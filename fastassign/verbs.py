@@ -12,10 +12,11 @@ from fastassign.errors import name_state
 from fastassign.gc_pause import gc_paused
 from fastassign.matching.match import Request
 from fastassign.options import LoadOptions
-from fastassign.pipeline import LoadSpec, index, total
-from fastassign.planning.plan import Plan
+from fastassign.pipeline import LoadSpec, index, request_of, total
+from fastassign.plan import Plan
 from fastassign.progress import Callback
 from fastassign.report import Report
+from fastassign.runtime import process_runtime
 from fastassign.targets.discover import check_tensorflow
 
 
@@ -133,16 +134,16 @@ def plan(
     Mismatch, Unreadable, Malformed, Truncated, Refused, Budget
         As ``load_weights``, before anything changes.
     """
-    return _spec(
-        model,
-        by_name=by_name,
-        skip_mismatch=skip_mismatch,
-        objects_to_skip=objects_to_skip,
+    if mode != "copy":
+        raise ValueError(f'mode must be "copy", not {mode!r}')
+    return LoadSpec(
+        model=model,
+        request=request_of(by_name=by_name, skip_mismatch=skip_mismatch, objects_to_skip=objects_to_skip),
+        options=options or LoadOptions(),
         session=session,
-        mode=mode,
         atomic=atomic,
-        options=options,
-    ).plan(path, progress)
+        progress=progress,
+    ).plan(path)
 
 
 def assign(pairs: Iterable[tuple[Any, Any]], session: Any = None, *, options: LoadOptions | None = None) -> Report:
@@ -185,14 +186,14 @@ def assign(pairs: Iterable[tuple[Any, Any]], session: Any = None, *, options: Lo
     from fastassign.matching.variables.by_pair import match_pairs
 
     with gc_paused():
-        job = LoadSpec(model=None, request=Request(), options=options or LoadOptions(), session=session)
+        spec = LoadSpec(model=None, request=Request(), options=options or LoadOptions(), session=session)
         begin = time.perf_counter()
         matchings = match_pairs(pairs)
         matched = time.perf_counter() - begin
         # All are planned before the first is carried out.
-        plans = [job.plan_matching(catalog, matching) for catalog, matching in matchings]
-        for made in plans:
-            made.seconds.update(match=matched / len(plans), plan=(time.perf_counter() - begin - matched) / len(plans))
+        plans = [
+            spec.plan_matching(origin, matching, {"match": matched / len(matchings)}) for origin, matching in matchings
+        ]
         return total(_execute_all(plans))
 
 
@@ -239,29 +240,4 @@ def release_buffers() -> None:
     to GPUs through, which stay page-locked (at most ``LoadOptions.max_staging_bytes``; what a load that is under way
     needs stays too). Memory of eager variables belongs to TensorFlow, which keeps it itself.
     """
-    from fastassign.devices import staging
-    from fastassign.streaming.buffers import POOL
-
-    POOL.release()
-    staging.STAGING.release()
-
-
-def _spec(
-    model: Any,
-    *,
-    by_name: bool,
-    skip_mismatch: bool,
-    objects_to_skip: Iterable[Any] | None,
-    session: Any,
-    mode: str,
-    atomic: bool,
-    options: LoadOptions | None,
-) -> LoadSpec:
-    if mode != "copy":
-        raise ValueError(f'mode must be "copy", not {mode!r}')
-    request = Request(
-        by_name=by_name,
-        skip_mismatch=skip_mismatch,
-        objects_to_skip=None if objects_to_skip is None else tuple(objects_to_skip),
-    )
-    return LoadSpec(model=model, request=request, options=options or LoadOptions(), session=session, atomic=atomic)
+    process_runtime().release()

@@ -11,6 +11,7 @@ from typing import Any
 
 from fastassign.devices import cuda
 from fastassign.errors import Unsupported
+from fastassign.runtime import process_runtime
 
 # What TensorFlow opens before it looks at anything else.
 _LIBRARIES = ("libcuda.so.1", "libnvidia-ml.so.1")
@@ -77,7 +78,7 @@ def find_card(device: str) -> Card:
         if number >= len(seen):
             raise Unsupported(f"TensorFlow sees no {device}: {why_unseen()}")
         name = seen[number].name
-    driver = cuda.find_driver()
+    driver = process_runtime().find_driver()
     if isinstance(driver, cuda.Missing):
         raise Unsupported(f"{name} can't be reached: {driver.reason}", hint=driver.hint)
     probe = tensors.empty((16,), "float32", name)

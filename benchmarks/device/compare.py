@@ -20,7 +20,7 @@ from fastassign.benchmarks.device.copies import Landing, copy_seconds, leased, o
 from fastassign.benchmarks.device.roof import read_seconds, roofs
 from fastassign.benchmarks.limits.peak import with_peaks
 from fastassign.benchmarks.steps import Steps
-from fastassign.devices.staging import STAGING
+from fastassign.runtime import process_runtime
 
 # What is asked of a load, by name.
 WAYS: Mapping[str, Mapping[str, Any]] = {
@@ -194,7 +194,7 @@ class DeviceComparison:
         """Load the first time: with other values before, page-locked memory given back, and memory watched."""
         perturb(self.model, 2.0)
         sync()
-        STAGING.release()
+        process_runtime().staging.release()
         row = self.measured[name]
 
         def cold() -> None:
@@ -220,8 +220,8 @@ class DeviceComparison:
         plan = fastassign.plan(self.model, self.path, options=options)
         row = self.measured[name]
         row.memory["host_planned_bytes"] = plan.staging_bytes
-        row.memory["device_planned_bytes"] = sum(each.peak_bytes for each in plan.lanes)
-        row.report["lanes"] = [asdict(each) for each in plan.lanes]
+        row.memory["device_planned_bytes"] = sum(each.peak_bytes for each in plan.schedule.lanes)
+        row.report["lanes"] = [asdict(each) for each in plan.schedule.lanes]
         row.report["reasons"] = plan.to_dict()["reasons"]
 
     def _open_limits(self, stack: ExitStack) -> Iterator[tuple[str, dict[str, Callable[[], Any]]]]:

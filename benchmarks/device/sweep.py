@@ -12,7 +12,7 @@ from fastassign.benchmarks.device.card import Card, sync
 from fastassign.benchmarks.device.compare import timed
 from fastassign.benchmarks.device.copies import CopySizes, copy_rate
 from fastassign.benchmarks.steps import Steps
-from fastassign.devices.staging import STAGING
+from fastassign.runtime import process_runtime
 
 HEAD = ("options", "load; repeated s", "GB/s", "of pinned")
 
@@ -68,7 +68,7 @@ def measure_sweep(
 
 
 def _turned(model: Any, path: Path, knobs: Mapping[str, Any], repeats: int) -> dict[str, Any]:
-    STAGING.release()
+    process_runtime().staging.release()
     options = fastassign.LoadOptions(device=fastassign.DeviceOptions(**knobs))
 
     def load() -> None:

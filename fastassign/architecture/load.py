@@ -21,7 +21,7 @@ from fastassign.gc_pause import gc_paused
 from fastassign.matching.match import Request
 from fastassign.options import LoadOptions
 from fastassign.pipeline import LoadSpec
-from fastassign.planning.plan import Plan
+from fastassign.plan import Plan
 from fastassign.report import Report
 from fastassign.targets.discover import check_tensorflow
 from fastassign.targets.target import Layout
@@ -133,7 +133,7 @@ def _from_archive(
     begin = time.perf_counter()
     model, changes = library.build_archive(saved, custom_objects, compiled=compiled, safe_mode=safe_mode)
     built = time.perf_counter() - begin
-    report = _plan(model, saved, options, "keras3").execute()
+    report = _plan(model, saved, options, "keras3")[0].execute()
     library.load_assets(model, saved.path)
     return model, replace(report, upgraded=changes, seconds={**report.seconds, "build": built})
 
@@ -150,22 +150,22 @@ def _from_hdf5(
     begin = time.perf_counter()
     model, changes = library.build(saved, known, safe_mode=safe_mode)
     built = time.perf_counter() - begin
-    plan = _plan(model, saved, options, "legacy")
+    plan, catalog = _plan(model, saved, options, "legacy")
     report = plan.execute()
     report = replace(report, upgraded=changes, seconds={**report.seconds, "build": built})
-    return model, _train_on(library, model, saved, known, plan, report, options) if compiled else report
+    return model, _train_on(library, model, saved, known, (plan, catalog), report, options) if compiled else report
 
 
-def _plan(model: Any, saved: SavedModel, options: LoadOptions, layout: Layout) -> Plan:
+def _plan(model: Any, saved: SavedModel, options: LoadOptions, layout: Layout) -> tuple[Plan, Catalog]:
     """Plan the load of the weights, from the very file that the model was built from."""
-    plan = LoadSpec(model=model, request=Request(), options=options, layout=layout).plan(saved.path)
-    if isinstance(plan.catalog, Catalog) and plan.catalog.identity != saved.identity:
+    plan, catalog = LoadSpec(model=model, request=Request(), options=options, layout=layout).plan_file(saved.path)
+    if catalog.identity != saved.identity:
         raise Changed(
             f"{saved.path} was modified or replaced while its model was built",
             file=saved.path,
             hint="load it again",
         )
-    return plan
+    return plan, catalog
 
 
 def _library(options: LoadOptions) -> ModuleType:
@@ -182,7 +182,7 @@ def _train_on(
     model: Any,
     saved: SavedModel,
     known: Mapping[str, Any],
-    plan: Plan,
+    planned: tuple[Plan, Catalog],
     report: Report,
     options: LoadOptions,
 ) -> Report:
@@ -204,14 +204,16 @@ def _train_on(
             hint="load_model(path, compile=False), then model.compile(...); or pass what is missing as custom_objects",
         ) from error
     report = replace(report, upgraded=(*report.upgraded, *changes))
-    left = _restore(library, model, saved, plan, options)
+    left = _restore(library, model, saved, planned, options)
     return replace(report, optimizer_left=left)
 
 
-def _restore(library: ModuleType, model: Any, saved: SavedModel, plan: Plan, options: LoadOptions) -> tuple[str, ...]:
+def _restore(
+    library: ModuleType, model: Any, saved: SavedModel, planned: tuple[Plan, Catalog], options: LoadOptions
+) -> tuple[str, ...]:
     """Assign the optimizer's tensors; return those that have no place."""
-    catalog = plan.catalog
-    if not isinstance(catalog, Catalog) or model.optimizer is None:
+    plan, catalog = planned
+    if model.optimizer is None:
         return ()
     try:
         tensors = optimizer_tensors(catalog.contents)
@@ -230,7 +232,7 @@ def _restore(library: ModuleType, model: Any, saved: SavedModel, plan: Plan, opt
             names,
             shapes,
             str((saved.training or {}).get("optimizer_config", {}).get("class_name", "")),
-            _saved_names(plan, updated),
+            _saved_names(plan, catalog, updated),
             [tuple(variable.shape) for variable in updated],
             saved.keras_version,
         )
@@ -261,11 +263,8 @@ def _by_own_names(own: list[Any], names: list[str], shapes: list[tuple[int, ...]
     return [(variable, position) for position, variable in enumerate(found)]
 
 
-def _saved_names(plan: Plan, updated: list[Any]) -> dict[str, int]:
+def _saved_names(plan: Plan, catalog: Catalog, updated: list[Any]) -> dict[str, int]:
     """Return the number of each variable that the optimizer updates, by its name in the file."""
-    catalog = plan.catalog
-    if not isinstance(catalog, Catalog):
-        return {}
     numbers = {id(variable): number for number, variable in enumerate(updated)}
     by_key = {each.record.key: numbers.get(id(each.target.variable)) for each in plan.matching.assignments.values()}
     layout = read_legacy(catalog.contents)

@@ -13,6 +13,7 @@ from fastassign.assigning.hooks import ReadArray
 from fastassign.assigning.host import memory
 from fastassign.assigning.journal import Journal
 from fastassign.matching.assignment import Conversion
+from fastassign.streaming.buffers import Pool
 from fastassign.targets.variables import numpy_dtype_of
 
 
@@ -28,7 +29,7 @@ class Converted:
 
         Parameters
         ----------
-        ledger : Journal
+        journal : Journal
             Where it is entered.
         session : tf.compat.v1.Session or None
             Runs the assignment, where the variable belongs to a graph.
@@ -62,26 +63,36 @@ class Converted:
                 memory.assign(target.resource, self.value, target.nbytes)
 
 
-def convert(conversion: Conversion, read: ReadArray) -> Converted:
-    """Read what a value is made of, and make it."""
+def convert(conversion: Conversion, read: ReadArray, pool: Pool) -> Converted:
+    """Read the arrays that a value is made of, and make it.
+
+    Parameters
+    ----------
+    conversion : Conversion
+        The arithmetic, and the variable.
+    read : callable
+        Reads one array.
+    pool : Pool
+        Memory for the values of variables of TensorFlow 1 graphs.
+    """
     recipe, target = conversion.recipe, conversion.target
     dtype = numpy_dtype_of(target.dtype)
     arrays = [
         read(record).view(dtype) if fit == "reinterpret" else read(record)
         for record, fit in zip(recipe.records, conversion.fits, strict=True)
     ]
-    value, out = _allocate(conversion)
+    value, out = _allocate(conversion, pool)
     recipe.fill(out, arrays)
     return Converted(conversion, value)
 
 
-def _allocate(conversion: Conversion) -> tuple[Any, np.ndarray[Any, Any]]:
+def _allocate(conversion: Conversion, pool: Pool) -> tuple[Any, np.ndarray[Any, Any]]:
     target = conversion.target
     if not target.nbytes or (target.graph is None and target.resource is None):
         array = np.empty(target.shape, numpy_dtype_of(target.dtype))
         return array, array
     if target.graph is not None:
-        view = memory.Arena(target.nbytes, pooled=True).view(0, target.shape, target.dtype)
+        view = memory.Arena(target.nbytes, pool).view(0, target.shape, target.dtype)
         return view, view
     with tf.device("CPU:0"):
         return memory.empty(target.shape, target.dtype)

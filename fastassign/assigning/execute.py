@@ -1,13 +1,12 @@
-"""Running a plan: readers fill buffers ahead, this thread turns them into values of variables."""
+"""Carrying a load out: readers fill buffers ahead, this thread turns them into values of variables."""
 
 from __future__ import annotations
 
 import logging
 import sys
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -25,18 +24,16 @@ from fastassign.assigning.host.fused import FusedBatch, Fusions
 from fastassign.assigning.host.value_batch import EagerBatch, FedBatch
 from fastassign.assigning.journal import Journal
 from fastassign.assigning.open_batch import OpenBatch
+from fastassign.assigning.work import Work
 from fastassign.catalog.catalog import numpy_dtype
-from fastassign.catalog.file import WeightFile
-from fastassign.catalog.hdf5 import Decoder
-from fastassign.catalog.memory import MemoryFile
+from fastassign.catalog.origin import OpenOrigin
 from fastassign.catalog.records import TensorRecord
 from fastassign.errors import FastAssignError, name_state
 from fastassign.matching.assignment import Failure, Matching, failure_notices
 from fastassign.planning.batches import Batch
-from fastassign.planning.plan import Plan
 from fastassign.progress import Callback
 from fastassign.report import Report
-from fastassign.streaming.source import FileSource, Source, fill
+from fastassign.streaming.source import Source, fill
 from fastassign.streaming.unbuffered import UnbufferedFile
 from fastassign.streaming.windows import Windows
 from fastassign.streaming.workers import Workers
@@ -45,33 +42,24 @@ from fastassign.targets.variables import eager_scope
 
 
 def execute(
-    plan: Plan,
+    work: Work,
     progress: Callback | None = None,
     *,
-    make_source: Callable[[Any], Source] = FileSource,
-    skip_mismatch: bool = False,
-    session: Any = None,
     commit_point: CommitPoint | None = None,
     fusions: Fusions | None = None,
 ) -> Report:
-    """Run a plan.
+    """Carry a load out.
 
     Parameters
     ----------
-    plan : Plan
-        What to do.
+    work : Work
+        What was decided.
     progress : callable, optional
         Gets a ``ProgressEvent`` after every variable, in this thread.
-    make_source : callable
-        Makes the source to read from; tests put faults here.
-    skip_mismatch : bool
-        Whether an object whose own method fails is skipped.
-    session : tf.compat.v1.Session, optional
-        Runs the assignments, where the variables belong to a TensorFlow 1 graph.
     commit_point : CommitPoint, optional
         May stop the load before the first variable changes, and holds a lock while they do.
     fusions : Fusions, optional
-        What is kept from one execution of the plan to the next.
+        What is kept from one execution of the same schedule to the next.
 
     Returns
     -------
@@ -81,125 +69,106 @@ def execute(
     ------
     Truncated, ReadFailed, Changed
         The file could not be read to its end. The attribute ``assigned`` and a note name the variables that
-        have new values already; with an atomic plan there are none.
+        have new values already; where the load is atomic there are none.
     Cancelled
         The load was cancelled before the first variable changed.
     """
     begin = time.perf_counter()
-    if session is not None:
-        graph.prepare(session.graph, plan.matching.targets)
-    # What a session was fed with stays: fetching the old values first would take as long as the load.
-    journal = Journal(plan, progress, begin, is_reversible=plan.atomic and session is None)
-    with eager_scope() if session is None else nullcontext(), _opened(plan) as file:
-        run = _Run(
-            plan,
-            file,
-            make_source,
-            journal,
-            session=session,
-            commit_point=commit_point or CommitPoint(),
-            fusions=Fusions() if fusions is None else fusions,
+    if work.session is not None:
+        graph.prepare(work.session.graph, work.matching.targets)
+    journal = Journal(work, progress, begin)
+    with eager_scope() if work.session is None else nullcontext(), _opened(work) as opened:
+        execution = _Execution(
+            work, opened, journal, commit_point or CommitPoint(), Fusions() if fusions is None else fusions
         )
-        run.all(skip_mismatch)
+        execution.run()
     return journal.report()
 
 
-def _opened(plan: Plan) -> WeightFile | MemoryFile:
+def _opened(work: Work) -> OpenOrigin:
     try:
-        return plan.catalog.open()
+        return work.origin.open()
     except FastAssignError as error:
-        name_state(error, (), len(plan.matching.targets))
+        name_state(error, (), len(work.matching.targets))
         raise
 
 
-class _Run:
+class _Execution:
     """The state of one execution."""
 
     def __init__(
-        self,
-        plan: Plan,
-        file: WeightFile | MemoryFile,
-        make_source: Callable[[Any], Source],
-        journal: Journal,
-        *,
-        session: Any,
-        commit_point: CommitPoint,
-        fusions: Fusions,
+        self, work: Work, opened: OpenOrigin, journal: Journal, commit_point: CommitPoint, fusions: Fusions
     ) -> None:
-        self._plan, self._file, self._source, self._journal = plan, file, make_source(file), journal
-        self._make_source = make_source
+        self._work, self._opened, self._journal = work, opened, journal
+        self._schedule, self._session = work.schedule, work.session
+        self._source = work.runtime.make_source(opened)
         self._unbuffered: Source | None = None
-        self._opened: list[OpenBatch] = []
-        self._session, self._commit_point, self._fusions = session, commit_point, fusions
-        self._decoder: Decoder | None = None
-        self._decoder_lock = threading.Lock()
-        self._gap = memoryview(bytearray(plan.options.gap_bytes))
+        self._batches: list[OpenBatch] = []
+        self._commit_point, self._fusions = commit_point, fusions
+        self._gap = memoryview(bytearray(work.options.gap_bytes))
         self._hook_arrays: dict[str, np.ndarray[Any, Any]] = {}
 
-    def all(self, skip_mismatch: bool) -> None:
-        """Do everything that the plan says, or name the state in which it ended."""
+    def run(self) -> None:
+        """Do everything that was decided, or name the state in which it ended."""
         try:
-            if self._plan.read_first:
+            if self._schedule.read_first:
                 with self._lanes() as lanes:
                     finished = self._read(lanes)
                 self._read_hooks()
                 converted = list(self._converted())
                 with self._commit_point:
-                    self._run_hooks(skip_mismatch)
+                    self._run_hooks()
                     self._assign_converted(converted)
                     self._assign(finished)
                     self._finish()
             else:
                 # Opened first: what a device lacks is to be known before anything changes.
                 with self._lanes() as lanes:
-                    self._run_hooks(skip_mismatch)
+                    self._run_hooks()
                     self._assign_converted(self._converted())
                     self._assign(self._read(lanes))
-                self._file.check_unchanged()
+                self._opened.check_unchanged()
                 self._finish()
         except BaseException as error:
             self._journal.take_back()
-            if isinstance(error, FastAssignError) and isinstance(self._file, WeightFile):
-                error.at(self._plan.catalog.path)
+            if isinstance(error, FastAssignError):
+                self._work.origin.name_in(error)
             name_state(error, tuple(self._journal.assigned), self._journal.total)
             # Whoever keeps the error would keep the memory.
-            for opened in self._opened:
-                opened.release()
+            for batch in self._batches:
+                batch.release()
             raise
-        finally:
-            if self._decoder is not None:
-                self._decoder.__exit__(None, None, None)
 
     def _finish(self) -> None:
         if self._session is None:
-            for finalize in self._plan.matching.finalizers:
+            for finalize in self._work.matching.finalizers:
                 finalize()
         else:
             # What a layer derives from its weights in a graph is an op that reads them: it needs no renewal.
-            mark_initialized(self._session, self._plan.matching.targets)
+            mark_initialized(self._session, self._work.matching.targets)
 
     # Batches.
 
     @contextmanager
     def _lanes(self) -> Iterator[OpenLanes]:
-        with OpenLanes(self._plan) as lanes:
+        with OpenLanes(self._work) as lanes:
             self._journal.fallbacks += lanes.fallbacks
             yield lanes
 
     def _read(self, lanes: OpenLanes) -> list[OpenBatch]:
         """Read all batches, and assign them as they come where the plan does not forbid it; return the rest."""
-        plan, journal = self._plan, self._journal
-        sizes = {"": plan.window_bytes, **{lane.device: lane.window_bytes for lane in plan.lanes}}
-        windows = Windows(plan.batches, None if plan.read_first else sizes)
+        schedule, journal = self._schedule, self._journal
+        sizes = {"": schedule.window_bytes, **{lane.device: lane.window_bytes for lane in schedule.lanes}}
+        windows = Windows(schedule.batches, None if schedule.read_first else sizes)
         open_batches: dict[int, OpenBatch] = {}
         finished: list[OpenBatch] = []
-        with self._past_the_cache(), Workers(plan.threads) as workers:
+        with self._past_the_cache(), Workers(schedule.threads) as workers:
             while windows:
                 admitted = [(number, self._open(batch, lanes)) for number, batch in windows.admit()]
-                self._opened += [opened for _, opened in admitted]
+                self._batches += [opened for _, opened in admitted]
                 for number, opened in admitted:
                     opened.locate()
-                    for job in opened.jobs(self._source, self._gap, self._decode):
+                    for job in opened.jobs(self._source, self._gap, self._opened.decode):
                         workers.submit(number, job)
                         opened.unread += 1
                     if opened.unread:
@@ -217,33 +186,32 @@ class _Run:
                         windows.close(opened.batch)
                         finished.append(open_batches.pop(number))
                         journal.read_bytes += opened.batch.nbytes
-                        if plan.read_first:
+                        if schedule.read_first:
                             journal.tell()
                 self._commit_point.check()
-                if not plan.read_first:
+                if not schedule.read_first:
                     self._assign(finished)
         return finished
 
     @contextmanager
     def _past_the_cache(self) -> Iterator[None]:
         """Open the file past the page cache too, where that was asked for."""
-        wanted = self._plan.options.device.direct_io and any(batch.route == "direct" for batch in self._plan.batches)
-        if not wanted or not isinstance(self._file, WeightFile):
+        if not (self._work.options.device.direct_io and any(b.route == "direct" for b in self._schedule.batches)):
             yield
             return
         try:
-            file = UnbufferedFile(self._file)
+            file = UnbufferedFile(self._opened.descriptor)
         except OSError as error:
             self._journal.fallbacks.append(f"direct_io: {error}: the file was read through the page cache")
             yield
             return
         with file:
-            self._unbuffered = self._make_source(file)
+            self._unbuffered = self._work.runtime.make_source(file)
             yield
 
     def _open(self, batch: Batch, lanes: OpenLanes) -> OpenBatch:
         if self._session is not None:
-            return FedBatch(batch, self._session)
+            return FedBatch(batch, self._session, self._work.runtime.arenas)
         if batch.lane:
             lane = lanes[batch.lane]
             if batch.route == "direct":
@@ -256,7 +224,7 @@ class _Run:
     def _assign(self, finished: list[OpenBatch]) -> None:
         if not finished:
             return
-        self._file.check_unchanged()
+        self._opened.check_unchanged()
         begin = time.perf_counter()
         for opened in finished:
             opened.settle()
@@ -268,14 +236,16 @@ class _Run:
 
     def _read_hooks(self) -> None:
         """Read what the library's own code will ask for, so that it does not read while variables change."""
-        for record in self._plan.hook_records:
+        for record in (record for hook in self._work.matching.hooks for record in hook.records.values()):
             self._commit_point.check()
             self._hook_arrays[record.key] = self._read_array(record)
-        self._file.check_unchanged()
+        self._opened.check_unchanged()
 
-    def _run_hooks(self, skip_mismatch: bool) -> None:
-        journal, matching = self._journal, self._plan.matching
-        journal.rollback, names, failures = hooks.run_hooks(matching, self._read_array, skip_mismatch=skip_mismatch)
+    def _run_hooks(self) -> None:
+        journal, matching = self._journal, self._work.matching
+        journal.rollback, names, failures = hooks.run_hooks(
+            matching, self._read_array, skip_mismatch=self._work.skip_mismatch
+        )
         if names:
             journal.assigned += names
             journal.enter("hook", names)
@@ -286,10 +256,10 @@ class _Run:
 
     def _converted(self) -> Iterator[Converted]:
         """Make one value after the other, each when it is asked for."""
-        for conversion in self._plan.matching.conversions.values():
+        for conversion in self._work.matching.conversions.values():
             self._commit_point.check()
-            made = convert(conversion, self._read_array)
-            self._file.check_unchanged()
+            made = convert(conversion, self._read_array, self._work.runtime.arenas)
+            self._opened.check_unchanged()
             yield made
             del made  # before the next is made
 
@@ -304,20 +274,13 @@ class _Run:
             return known
         array = np.empty(record.shape, dtype=numpy_dtype(record.dtype))
         if record.encoding == "h5py":
-            self._decode(record, array)
+            self._opened.decode(record, array)
             return array
         view, start = memory.as_bytes(array), 0
         for extent in record.extents:
             fill(self._source, [view[start : start + extent.nbytes]], extent.offset, extent.nbytes)
             start += extent.nbytes
         return array
-
-    def _decode(self, record: TensorRecord, array: np.ndarray[Any, Any]) -> None:
-        with self._decoder_lock:
-            if self._decoder is None:
-                index = self._plan.catalog.index  # type: ignore[union-attr] # arrays are not decoded
-                self._decoder = Decoder(self._file, base=index.base, size=index.size)  # type: ignore[arg-type] # nor is
-        self._decoder.read_into(record, array)
 
 
 def _tell_user(matching: Matching, failures: list[Failure]) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from fastassign.assigning.hooks import Rollback
+from fastassign.assigning.work import Work
 from fastassign.matching.assignment import Assignment, Failure
-from fastassign.planning.plan import Plan
 from fastassign.planning.routes import Placement
 from fastassign.progress import Callback, ProgressEvent
 from fastassign.report import Report
@@ -20,14 +20,12 @@ class Journal:
 
     Parameters
     ----------
-    plan : Plan
-        What is carried out.
+    work : Work
+        The load that is carried out.
     progress : callable or None
         Gets a ``ProgressEvent`` for every entry.
     begin : float
         When it began, by ``time.perf_counter``.
-    is_reversible : bool
-        Whether old values are kept, to give them back if the load fails.
 
     Attributes
     ----------
@@ -47,20 +45,22 @@ class Journal:
         What could not be had on the way to a device, and what that costs.
     """
 
-    def __init__(self, plan: Plan, progress: Callback | None, begin: float, *, is_reversible: bool) -> None:
-        self.plan = plan
+    def __init__(self, work: Work, progress: Callback | None, begin: float) -> None:
+        self.work = work
         self.assigned: list[str] = []
         self.read_bytes = self.done_bytes = 0
         self.seconds = {"wait": 0.0, "assign": 0.0}
         self.rollback = Rollback()
-        self.failures: list[Failure] = list(plan.matching.failures)
-        self._progress, self._begin, self._is_reversible = progress, begin, is_reversible
+        self.failures: list[Failure] = list(work.matching.failures)
+        self._progress, self._begin = progress, begin
+        # What a session was fed with stays: fetching the old values first would take as long as the load.
+        self._is_reversible = work.atomic and work.session is None
         self.cast: list[str] = []
         self.converted: list[str] = []
-        self.fallbacks: list[str] = list(plan.fallbacks)
+        self.fallbacks: list[str] = list(work.schedule.fallbacks)
         self._routes: dict[str, int] = {}
-        self._total_bytes = plan.nbytes
-        self._total = sum(len(batch.placements) for batch in plan.batches) + len(plan.matching.conversions)
+        self._total_bytes = work.nbytes
+        self._total = len(work.schedule.placements) + len(work.matching.conversions)
 
     def remember(self, target: Target) -> None:
         """Keep the value of a variable that is about to change."""
@@ -111,11 +111,11 @@ class Journal:
 
     def report(self) -> Report:
         """Sum up."""
-        plan, matching = self.plan, self.plan.matching
-        seconds = {**plan.seconds, **self.seconds, "execute": time.perf_counter() - self._begin}
-        seconds["total"] = sum(plan.seconds.values()) + seconds["execute"]
+        work, matching = self.work, self.work.matching
+        seconds = {**work.seconds, **self.seconds, "execute": time.perf_counter() - self._begin}
+        seconds["total"] = sum(work.seconds.values()) + seconds["execute"]
         return Report(
-            file=str(plan.catalog.path),
+            file=str(work.origin.path),
             assigned=len(self.assigned),
             cast=tuple(self.cast),
             skipped=(*matching.skipped, *(f"{failure.obj}: {failure.error}" for failure in self.failures)),
@@ -124,10 +124,10 @@ class Journal:
             fallbacks=tuple(self.fallbacks),
             missing=tuple(target.name for target in matching.missing),
             unexpected=tuple(record.key for record in matching.unexpected),
-            nbytes=plan.nbytes,
+            nbytes=work.nbytes,
             seconds=seconds,
             routes=self._routes,
-            index_cached=plan.catalog.cached,
+            index_cached=work.origin.cached,
         )
 
 

@@ -12,9 +12,10 @@ import numpy as np
 from fastassign.catalog import index_cache, keras_legacy, keras_v3, policy
 from fastassign.catalog.classic import index as classic
 from fastassign.catalog.file import Identity, WeightFile
+from fastassign.catalog.opened import OpenCatalog
 from fastassign.catalog.policy import Limits
 from fastassign.catalog.records import Contents, Index, TensorRecord
-from fastassign.errors import Changed
+from fastassign.errors import Changed, FastAssignError
 from fastassign.text import printable
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -55,11 +56,8 @@ class CatalogEntry:
                 stored = b"".join(file.read(extent.offset, extent.nbytes) for extent in record.extents)
                 array = np.frombuffer(bytearray(stored), dtype=dtype).reshape(record.shape)
             else:
-                from fastassign.catalog import hdf5  # h5py and zipfile take 20 ms to import: most loads need neither
-
                 array = np.empty(record.shape, dtype=dtype)
-                with hdf5.Decoder(file, base=self.catalog.index.base, size=self.catalog.index.size) as decoder:
-                    decoder.read_into(record, array)
+                file.decode(record, array)
             file.check_unchanged()
         return array
 
@@ -191,16 +189,16 @@ class Catalog(Mapping[str, CatalogEntry]):
         Changed, Malformed
             The file is not what it was when it was indexed, or damaged.
         """
-        from fastassign.catalog import hdf5
+        with self.open() as file:
+            return file.root_text(name)
 
-        with self.open() as file, hdf5.Decoder(file, base=self.index.base, size=self.index.size) as decoder:
-            return decoder.root_text(name)
-
-    def open(self) -> WeightFile:
+    def open(self) -> OpenCatalog:
         """Open the file for reading.
 
         Raises
         ------
+        NotFound, Denied, NotAFile, Unreadable
+            The file can't be opened.
         Changed
             The file is not the one that was indexed.
         """
@@ -212,7 +210,11 @@ class Catalog(Mapping[str, CatalogEntry]):
                 file=self.path,
                 hint="index or plan again",
             )
-        return file
+        return OpenCatalog(file, self.index)
+
+    def name_in(self, error: FastAssignError) -> FastAssignError:
+        """Name the file in an error that does not name one, and return the error."""
+        return error.at(self.path)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the catalog as JSON-ready data."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -102,6 +103,10 @@ class WeightFile:
             pieces.append(piece)
             missing -= len(piece)
         return b"".join(pieces)
+
+    def preadv(self, buffers: Sequence[memoryview], offset: int) -> int:
+        """Fill the buffers in order from ``offset`` on; return the number of bytes read, 0 only at the end."""
+        return os.preadv(self.descriptor, buffers, offset)
 
     def check_unchanged(self) -> None:
         """Raise ``Changed`` if the file was written to, or cut, since it was opened."""

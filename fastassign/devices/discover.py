@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from fastassign.devices import cuda
 from fastassign.planning.lanes import NO_DEVICES, Device, Devices
@@ -13,13 +13,17 @@ _COST = (
 )
 
 
-def find_devices(names: Iterable[str], *, kernels: bool) -> Devices:
+def find_devices(
+    names: Iterable[str], find_driver: Callable[[], cuda.Driver | cuda.Missing], *, kernels: bool
+) -> Devices:
     """Find out which devices we can copy to.
 
     Parameters
     ----------
     names : iterable of str
         TensorFlow's full names of the devices that variables stand on; empty for variables without one.
+    find_driver : callable
+        Returns the driver, or what is missing; not called where no variable stands on a device.
     kernels : bool
         Whether kernels of ours are of use: looking for them imports numba, which takes 0.4 s.
 
@@ -32,7 +36,7 @@ def find_devices(names: Iterable[str], *, kernels: bool) -> Devices:
     wanted = {name for name in names if name and not name.endswith("/device:CPU:0")}
     if not wanted:
         return NO_DEVICES
-    driver = cuda.find_driver()
+    driver = find_driver()
     if isinstance(driver, cuda.Missing):
         text = f"{driver.reason}: {_COST} ({driver.hint})"
         return Devices(fallbacks={name: f"{name}: {text}" for name in wanted if "/device:GPU:" in name})

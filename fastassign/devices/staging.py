@@ -196,7 +196,3 @@ def _unlock(block: _Block) -> None:
     except DeviceFailed as error:
         _log.warning("%d bytes of host memory stay page-locked: %s", block.memory.nbytes, error)
         _lost.append(block)
-
-
-# One for the process: what one load page-locked serves the next.
-STAGING = StagingPool()

@@ -14,7 +14,7 @@ from fastassign.catalog.file import WeightFile
 from fastassign.catalog.records import Extent, Index
 from fastassign.errors import FastAssignError
 from fastassign.planning.coalesce import GAP, Span, coalesce
-from fastassign.streaming.source import FileSource, fill
+from fastassign.streaming.source import Source, fill
 
 # A file with more than this outside its tensors is mostly chunks, which only h5py finds: it gets a new index.
 _MOST_BYTES = 32 << 20
@@ -72,9 +72,9 @@ class Fingerprint:
                 return None
             return Catalog(file.path, file.identity, self._index, cached=True) if same else None
 
-    def _read(self, file: WeightFile) -> bytearray:
+    def _read(self, source: Source) -> bytearray:
         found, dropped = bytearray(self._nbytes), memoryview(bytearray(_GAP_BYTES))
-        view, source = memoryview(found), FileSource(file)
+        view = memoryview(found)
         for read in self._reads:
             buffers = [
                 dropped[: piece.nbytes] if piece.owner == GAP else view[piece.start : piece.start + piece.nbytes]

@@ -5,87 +5,57 @@ from __future__ import annotations
 import os
 import threading
 import time
-import traceback
-import weakref
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from operator import is_
 from pathlib import Path
-from queue import SimpleQueue
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from fastassign.catalog.catalog import Catalog
-from fastassign.errors import Cancelled, FastAssignError
+from fastassign.errors import FastAssignError
 from fastassign.gc_pause import gc_paused
+from fastassign.loader.background import Background, LoadFuture
 from fastassign.loader.fingerprint import Fingerprint
-from fastassign.matching.match import Request, choose_layout
+from fastassign.matching.match import choose_layout
 from fastassign.options import LoadOptions
-from fastassign.pipeline import LoadSpec
-from fastassign.planning.plan import Plan
-from fastassign.progress import Callback, ProgressEvent
+from fastassign.pipeline import LoadSpec, request_of
+from fastassign.plan import Plan
+from fastassign.progress import Callback, reporting
 from fastassign.report import Report
 from fastassign.targets.discover import discover
-from fastassign.targets.target import Layout
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from fastassign.assigning.commit import CommitPoint
-
-_Task = Callable[[], None]
-
-
-class LoadFuture(Future[Report]):
-    """A load that runs in the background; made by ``Loader.load_async``.
-
-    A ``concurrent.futures.Future`` with a ``Report`` as its result, so that ``concurrent.futures.wait`` and
-    ``asyncio.wrap_future`` take it.
-
-    Attributes
-    ----------
-    path : str
-        The file.
-    progress : ProgressEvent or None
-        Where the load stands; ``None`` until the first bytes are there.
-    commit_point : CommitPoint
-        What the load passes before variables change.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], commit_point: CommitPoint) -> None:
-        super().__init__()
-        self.path = os.fspath(path)
-        self.progress: ProgressEvent | None = None
-        self.commit_point = commit_point
-
-    def cancel(self) -> bool:
-        """Stop the load before any variable changes.
-
-        Returns
-        -------
-        bool
-            Whether it will stop: ``result()`` then raises ``Cancelled``. ``False`` if variables have begun to change,
-            which takes milliseconds, or if it is over.
-        """
-        return not self.done() and self.commit_point.close()
-
-    def cancelled(self) -> bool:
-        """Whether the load was stopped."""
-        return self.done() and isinstance(self.exception(), Cancelled)
+    from fastassign.assigning.host.fused import Fusions
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Kept:
-    """What is known of the last load."""
+    """What is known of the last load.
+
+    Attributes
+    ----------
+    plan : Plan
+        Its plan.
+    fingerprint : Fingerprint
+        The bytes of the file that its plan was made from.
+    identity : list
+        The layers and variables of the model that it was made for.
+    session : tf.compat.v1.Session or None
+        The session that was given.
+    fusions : Fusions
+        The functions that its executions made.
+    """
 
     plan: Plan
     fingerprint: Fingerprint
-    layout: Layout
-    session: Any
     identity: list[Any]
+    session: Any
+    fusions: Fusions
 
 
 class Loader:
@@ -141,22 +111,19 @@ class Loader:
         self.lock = threading.RLock() if lock is None else lock
         self._reads_first = self._options.swap == "together"
         self._held: AbstractContextManager[Any] = self.lock if self._reads_first else nullcontext()
-        request = Request(
-            by_name=by_name,
-            skip_mismatch=skip_mismatch,
-            objects_to_skip=None if objects_to_skip is None else tuple(objects_to_skip),
+        discover(model)  # raises for what is not a model now, not at the first load
+        self._spec = LoadSpec(
+            model=model,
+            request=request_of(by_name=by_name, skip_mismatch=skip_mismatch, objects_to_skip=objects_to_skip),
+            options=self._options,
+            session=session,
+            repeated=True,
         )
-        discover(model)  # raises for what is no model now, not at the first load
-        self._spec = LoadSpec(model=model, request=request, options=self._options, session=session, repeated=True)
         self._kept: _Kept | None = None
-        # Reentrant, to find out who calls a method from inside a load, instead of waiting for it for ever.
+        # Reentrant, to find out whether a method is called from inside a load, instead of waiting for it for ever.
         self._loading = threading.RLock()
         self._is_loading = False
-        self._queue: SimpleQueue[_Task | None] = SimpleQueue()
-        self._pending: set[LoadFuture] = set()
-        self._state = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._is_closed = False
+        self._background = Background(self)
 
     def __enter__(self) -> Self:
         """Return the loader."""
@@ -207,23 +174,17 @@ class Loader:
         RuntimeError
             The loader is closed.
         """
-        future = LoadFuture(path, self._commit_point())
-        with self._state:
-            self._check_open()
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=_work, args=(self._queue,), name="fastassign-loader", daemon=True
-                )
-                self._thread.start()
-                # A loader that nobody closed takes its thread along.
-                weakref.finalize(self, self._queue.put, None)
-            try:
-                session = self._session()
-            except FastAssignError as error:
-                future.set_exception(error)
-                return future
-            self._pending.add(future)
-            self._queue.put(partial(self._load_for, future, session))
+        commit_point = self._commit_point()
+        future = LoadFuture(path, commit_point)
+        self._check_open()
+        try:
+            session = self._session()
+        except FastAssignError as error:
+            future.set_exception(error)
+            return future
+        self._background.submit(
+            future, lambda progress: self._load(path, commit_point, progress, session, read_first=True)
+        )
         return future
 
     def close(self) -> None:
@@ -236,15 +197,7 @@ class Loader:
         """
         if self._is_inside():
             raise RuntimeError("a loader can't be closed from a callback of its own load")
-        with self._state:
-            self._is_closed = True
-            for future in self._pending:
-                future.cancel()
-            thread, self._thread = self._thread, None
-        if thread is not None:
-            self._queue.put(None)
-            if thread is not threading.current_thread():  # a future's callback may close the loader
-                thread.join()
+        self._background.close()
         with self._loading:
             self._kept = None
 
@@ -265,7 +218,7 @@ class Loader:
             self._loading.release()
 
     def _check_open(self) -> None:
-        if self._is_closed:
+        if self._background.is_closed:
             raise RuntimeError("this loader is closed")
 
     def _load(
@@ -277,54 +230,56 @@ class Loader:
         *,
         read_first: bool,
     ) -> Report:
+        from fastassign.assigning.execute import execute  # imports TensorFlow
+
         with self._loading:
             if self._is_loading:
                 raise RuntimeError("a loader can't load from a callback of its own load")
             commit_point.check()
             self._check_open()
-            plan, remark = self._plan(path, session)
-            if read_first:
-                plan = plan.reading_first()
-            if plan.executor is None:
-                raise TypeError("the pipeline makes no plan without an executor")
-            made = replace(plan, executor=partial(plan.executor, commit_point=commit_point))
+            kept, remark = self._plan(path, session)
+            plan, fusions = kept.plan.reading_first() if read_first else kept.plan, kept.fusions
             self._is_loading = True
             try:
-                return replace(made.execute(progress), plan=remark)
+                with reporting(progress) as callback:
+                    report = execute(plan, callback, commit_point=commit_point, fusions=fusions)
+                return replace(report, plan=remark)
             finally:
                 self._is_loading = False
 
-    def _plan(self, path: str | os.PathLike[str], session: Any) -> tuple[Plan, str]:
+    def _plan(self, path: str | os.PathLike[str], session: Any) -> tuple[_Kept, str]:
+        """Return the plan for a file, made or kept, with what belongs to it; and what the report says of it."""
         begin = time.perf_counter()
         kept, remark = self._kept, "made"
         if kept is not None:
             catalog, remark = self._same(kept, path, session)
             if catalog is not None:
-                seconds = {"index": time.perf_counter() - begin}
-                return replace(kept.plan, catalog=catalog, seconds=seconds), remark
+                seconds = MappingProxyType({"index": time.perf_counter() - begin})
+                return replace(kept, plan=replace(kept.plan, origin=catalog, seconds=seconds)), remark
+        from fastassign.assigning.host.fused import Fusions  # imports TensorFlow
+
         with gc_paused():
-            plan = replace(self._spec, session=session).plan(path)
-        if not isinstance(plan.catalog, Catalog):
-            raise TypeError("a file has a catalog")
+            plan, catalog = replace(self._spec, session=session).plan_file(path)
         self._kept = _Kept(
             plan=plan,
-            fingerprint=Fingerprint(plan.catalog),
-            layout=self._layout(path),
-            session=session,
+            fingerprint=Fingerprint(catalog),
             identity=discover(self._spec.model).identity(),
+            session=session,
+            fusions=Fusions(),
         )
-        return plan, remark
+        return self._kept, remark
 
     def _same(self, kept: _Kept, path: str | os.PathLike[str], session: Any) -> tuple[Catalog | None, str]:
         """Return the catalog of a file for which the plan holds, or none, and what the report says."""
         reason = ""
-        if not _identical(discover(self._spec.model).identity(), kept.identity):
+        targets = discover(self._spec.model)
+        if not _identical(targets.identity(), kept.identity):
             reason = "the model has other layers or variables than before, others are trainable, or they are in a scope"
         elif session is not kept.session:
             reason = "the session is another than before"
         elif "external-link" in self._options.allow:
             reason = "links out of the file are allowed, and what they lead to may be different"
-        elif self._layout(path) != kept.layout:
+        elif choose_layout(targets, Path(path), self._spec.request) != kept.plan.matching.layout:
             reason = "the file is of another format than the one before"
         elif not kept.fingerprint.is_known:
             reason = "the weights of the file before were compressed"
@@ -332,9 +287,6 @@ class Loader:
         if catalog is not None:
             return catalog, "kept"
         return None, f"made again: {reason or 'the file is of another structure than the one before'}"
-
-    def _layout(self, path: str | os.PathLike[str]) -> Layout:
-        return choose_layout(discover(self._spec.model), Path(path), self._spec.request)
 
     def _session(self) -> Any:
         """Return the TensorFlow 1 session that this thread would run: another thread would not find it."""
@@ -351,32 +303,6 @@ class Loader:
         if not targets or targets[0].graph is None:  # eager, as nearly all are
             return self._spec.session
         return find_session(self._spec.session, targets)
-
-    def _load_for(self, future: LoadFuture, session: Any) -> None:
-        future.set_running_or_notify_cancel()
-        try:
-            callback = partial(setattr, future, "progress")
-            report = self._load(future.path, future.commit_point, callback, session, read_first=True)
-        except BaseException as error:  # noqa: BLE001 - for whoever asks for the result
-            # Whoever keeps the future would keep the buffers.
-            traceback.clear_frames(error.__traceback__)
-            if future.commit_point.is_closed and not isinstance(error, Cancelled):
-                cancelled = Cancelled("the load was cancelled; no variable was changed", file=future.path)
-                cancelled.__cause__ = error
-                future.set_exception(cancelled)
-            else:
-                future.set_exception(error)
-        else:
-            future.set_result(report)
-        with self._state:
-            self._pending.discard(future)
-
-
-def _work(queue: SimpleQueue[_Task | None]) -> None:
-    """Do tasks until there is a ``None``; between tasks this thread keeps no loader alive."""
-    while (task := queue.get()) is not None:
-        task()
-        del task
 
 
 def _identical(one: list[Any], other: list[Any]) -> bool:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from fastassign.catalog.catalog import Catalog
-from fastassign.catalog.memory import MemoryCatalog
 from fastassign.errors import Budget
 from fastassign.matching.assignment import Matching
 from fastassign.planning.ring_budget import MIN_SLOT_BYTES
@@ -47,7 +45,6 @@ def together_bytes(placements: Collection[Placement], matching: Matching, copied
 
 
 def check_budget(
-    catalog: Catalog | MemoryCatalog,
     matching: Matching,
     placements: Collection[Placement],
     limit: int,
@@ -71,7 +68,7 @@ def check_budget(
     if atomic:
         beside = together_bytes(placements, matching, copied)
         if beside + slots > limit:
-            raise over_budget(catalog, beside + slots, limit, f"{TOGETHER} (atomic=True)")
+            raise over_budget(beside + slots, limit, f"{TOGETHER} (atomic=True)")
         return beside
     library, beside = hook_bytes(matching), beside_bytes(placements, matching, copied)
     if beside + slots <= limit:
@@ -84,7 +81,7 @@ def check_budget(
         tensor = max(placements, key=lambda p: p.staged_bytes).assignment.record.key
     if slots:
         whats.append("the slots that copies to devices go through")
-    raise over_budget(catalog, beside + slots, limit, ", and ".join(whats), tensor)
+    raise over_budget(beside + slots, limit, ", and ".join(whats), tensor)
 
 
 def beside_bytes(placements: Collection[Placement], matching: Matching, copied: int) -> int:
@@ -99,15 +96,11 @@ def beside_bytes(placements: Collection[Placement], matching: Matching, copied: 
     return max(copied + max((p.staged_bytes for p in placements), default=0), hook_bytes(matching))
 
 
-def over_budget(
-    catalog: Catalog | MemoryCatalog, least: int, limit: int, what: str, tensor: str | None = None
-) -> Budget:
+def over_budget(least: int, limit: int, what: str, tensor: str | None = None) -> Budget:
     """Return the error of a load that needs more than it may take.
 
     Parameters
     ----------
-    catalog : Catalog or MemoryCatalog
-        What is loaded.
     least : int
         The least ``max_staging_bytes`` with which it works.
     limit : int
@@ -119,7 +112,6 @@ def over_budget(
     """
     return Budget(
         f"the load needs {least} bytes of host memory for {what}, max_staging_bytes is {limit}",
-        file=catalog.path,
         tensor=tensor,
         hint=f"LoadOptions(max_staging_bytes={least}) is the least that works",
     )

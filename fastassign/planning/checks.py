@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fastassign.catalog.catalog import Catalog
-from fastassign.catalog.memory import MemoryCatalog
 from fastassign.errors import Refused, Unsupported
 from fastassign.matching.assignment import Matching
 from fastassign.options import LoadOptions
@@ -19,7 +17,7 @@ _FOR = {
 }
 
 
-def check_overlaps(catalog: Catalog | MemoryCatalog, matching: Matching) -> None:
+def check_overlaps(matching: Matching) -> None:
     """Raise ``Refused`` if two tensors of a load share bytes of the file."""
     records = {assignment.record.key: assignment.record for assignment in matching.assignments.values()}
     for conversion in matching.conversions.values():
@@ -30,13 +28,11 @@ def check_overlaps(catalog: Catalog | MemoryCatalog, matching: Matching) -> None
             f"the datasets {pair[0]} and {pair[1]} share bytes of the file",
             rule="overlap",
             option='LoadOptions(allow={"overlap"})',
-            file=catalog.path,
             tensor=pair[1],
         )
 
 
 def check_choice(
-    catalog: Catalog | MemoryCatalog,
     batches: Sequence[Batch],
     options: LoadOptions,
     devices: Devices,
@@ -47,12 +43,9 @@ def check_choice(
     if options.device.route in {"direct", "fused"} and batches and options.device.route not in taken:
         raise Unsupported(
             f'no value of this load can take the route "{options.device.route}"',
-            file=catalog.path,
             hint="; ".join(fallbacks) or _FOR[options.device.route],
         )
     scattered = {batch.lane for batch in batches if batch.cut == "scatter"}
     missing = {devices.reached[device].kernels_missing for device in scattered} - {""}
     if missing:
-        raise Unsupported(
-            'cut="scatter" needs kernels on the device', file=catalog.path, hint="; ".join(sorted(missing))
-        )
+        raise Unsupported('cut="scatter" needs kernels on the device', hint="; ".join(sorted(missing)))

@@ -91,7 +91,3 @@ class Pool:
             if block.nbytes:
                 self._idle.setdefault(block.nbytes, []).append(block)
                 self.idle_bytes += block.nbytes
-
-
-# One for the process: the memory of a model's old values serves the next load, whoever asks for it.
-POOL = Pool()

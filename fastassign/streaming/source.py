@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -14,23 +13,6 @@ class Source(Protocol):
 
     def preadv(self, buffers: Sequence[memoryview], offset: int) -> int:
         """Fill the buffers in order from ``offset`` on; return the bytes read, 0 only at the end."""
-
-
-class Descriptor(Protocol):
-    """Something open."""
-
-    descriptor: int
-
-
-class FileSource:
-    """A weight file as a source."""
-
-    def __init__(self, file: Descriptor) -> None:
-        self._descriptor = file.descriptor
-
-    def preadv(self, buffers: Sequence[memoryview], offset: int) -> int:
-        """Read through the page cache."""
-        return os.preadv(self._descriptor, buffers, offset)
 
 
 def fill(source: Source, buffers: Sequence[memoryview], offset: int, nbytes: int) -> None:

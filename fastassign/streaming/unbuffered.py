@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from types import TracebackType
 
-from fastassign.catalog.file import WeightFile
 from fastassign.planning.lanes import PAGE_BYTES, whole_pages
 from fastassign.streaming.source import Source, cut_short, read_some
 
 
 class UnbufferedFile:
-    """An open file, once more, past the page cache; a context.
+    """An open file, once more, past the page cache: a source, and a context.
 
     Parameters
     ----------
-    file : WeightFile
-        The file.
+    descriptor : int
+        The file descriptor; -1 for something that is not a local file.
 
     Raises
     ------
@@ -24,11 +24,13 @@ class UnbufferedFile:
         The file system, or the system, can't do that.
     """
 
-    def __init__(self, file: WeightFile) -> None:
+    def __init__(self, descriptor: int) -> None:
+        if descriptor < 0:
+            raise OSError("it is not a local file")
         if not hasattr(os, "O_DIRECT"):
             raise OSError("this system has no O_DIRECT")
         # By the descriptor: its path may lead to another file by now.
-        self.descriptor = os.open(f"/proc/self/fd/{file.descriptor}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        self._descriptor = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
 
     def __enter__(self) -> UnbufferedFile:
         """Return itself."""
@@ -38,7 +40,11 @@ class UnbufferedFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close it."""
-        os.close(self.descriptor)
+        os.close(self._descriptor)
+
+    def preadv(self, buffers: Sequence[memoryview], offset: int) -> int:
+        """Read whole pages into whole pages of memory; see ``fastassign.streaming.source.Source``."""
+        return os.preadv(self._descriptor, buffers, offset)
 
 
 def fill_pages(source: Source, view: memoryview, offset: int, nbytes: int) -> int:

@@ -3,6 +3,7 @@
 import gc
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -10,18 +11,20 @@ import pytest
 import tensorflow as tf
 
 import fastassign as fa
-from fastassign.assigning.execute import execute
 from fastassign.devices import cuda
 from fastassign.devices.discover import find_devices
 from fastassign.errors import DeviceFailed, DeviceMemory, NotPageLocked, ReadFailed, Unsupported
 from fastassign.kernels.scatter import available
 from fastassign.matching.assignment import Assignment, Matching
+from fastassign.matching.match import Request
+from fastassign.pipeline import LoadSpec
 from fastassign.planning import batches
-from fastassign.planning.plan import make_plan
+from fastassign.runtime import process_runtime
 from fastassign.targets.target import Target
 from support import attacks, cards, faults, simulated
 from support.cards import PLACES, ROUTES, SLOT, assert_loaded, assert_state, contents, tiny, variables
 from support.options import load_options
+from support.running import with_source
 
 THREADS = pytest.mark.parametrize("threads", [1, 4])
 GPU = "/job:localhost/replica:0/task:0/device:GPU:0"
@@ -82,7 +85,7 @@ class TestDisk:
             kind = ReadFailed if make is faults.fails_at else fa.Truncated
             with fails(driver, made, new, kind) as about:
                 about["path"] = path
-                execute(plan, make_source=driver.watched(make(position)))
+                with_source(plan, driver.watched(make(position))).execute()
             assert about["error"].file == str(path)
             counts.add(len(about["error"].assigned))
         assert len(counts) > 1
@@ -93,7 +96,7 @@ class TestDisk:
         options = tiny(route=route, cut=cut, device_threads=threads)
         for make in (faults.random_shares(3), faults.interrupted(), faults.nasty_by_thread(), faults.slow(0.001)):
             cards.reset(made)
-            execute(fa.plan(made, path, options=options), make_source=driver.watched(make))
+            with_source(fa.plan(made, path, options=options), driver.watched(make)).execute()
             assert_loaded(made, new)
 
     def test_a_file_that_changes(self, driver, made, new, tmp_path):
@@ -107,7 +110,7 @@ class TestDisk:
 
         old = contents(made)
         with pytest.raises(fa.Changed) as caught:
-            execute(plan, make_source=driver.watched(faults.faulty(before=before)))
+            with_source(plan, driver.watched(faults.faulty(before=before))).execute()
         assert_state(made, caught.value.assigned, old, new)
         assert driver.pool.leased_bytes == 0
 
@@ -168,13 +171,13 @@ class TestLostDevice:
             fa.load_weights(made, path, options=options)
         assert len(waits) > 3
 
-    def test_when_a_plan_is_carried_out_without_a_driver(self, driver, path, made, new, monkeypatch):
+    def test_when_a_plan_is_carried_out_without_a_driver(self, driver, path, made, new):
         plan = fa.plan(made, path, options=tiny())
         old = contents(made)
-        with monkeypatch.context() as patch:
-            patch.setattr(cuda, "find_driver", lambda: cuda.Missing("it was taken out", "put it back"))
-            with pytest.raises(DeviceFailed, match="it was taken out") as caught:
-                plan.execute()
+        missing = cuda.Missing("it was taken out", "put it back")
+        without = replace(plan, runtime=replace(plan.runtime, find_driver=lambda: missing))
+        with pytest.raises(DeviceFailed, match="it was taken out") as caught:
+            without.execute()
         assert caught.value.hint == "put it back"
         assert_state(made, (), old, new)
 
@@ -339,7 +342,7 @@ class TestInterrupts:
                 with monkeypatch.context() as patch:
                     target, name = places[where]
                     patch.setattr(target, name, interrupt(getattr(target, name)))
-                    execute(plan, make_source=driver.watched(faults.faulty()))
+                    with_source(plan, driver.watched(faults.faulty())).execute()
             assert about["error"].__notes__
 
     def test_again_while_it_stops(self, driver, path, new, made, monkeypatch):
@@ -427,26 +430,28 @@ class TestThreads:
         assert_loaded(made, new)
 
 
-def planned(path, *, dtype="float32", device=GPU, devices=None, **how):
+def planned(path, find_driver, *, dtype="float32", device=GPU, **how):
     """Plan a load of a file into variables that do not exist, on a device that does not."""
     catalog = fa.inspect(path)
-    matching = Matching(library="tensorflow", layout="named")
+    assignments = {}
     for record in catalog.contents.records.values():
         target = Target(record.key, record.shape, dtype, object(), object(), device)
-        matching.assignments[id(target)] = Assignment(record, target, "same" if dtype == "float32" else "cast")
-    devices = find_devices([device], kernels=True) if devices is None else devices
-    return make_plan(catalog, matching, load_options(**how), devices=devices)
+        assignments[id(target)] = Assignment(record, target, "same" if dtype == "float32" else "cast")
+    matching = Matching(library="tensorflow", layout="named", assignments=assignments)
+    runtime = replace(process_runtime(), find_driver=find_driver)
+    spec = LoadSpec(model=None, request=Request(), options=load_options(**how), runtime=runtime)
+    return spec.plan_matching(catalog, matching, {})
 
 
 class TestWithoutADriver:
-    @pytest.fixture(autouse=True)
-    def missing(self, monkeypatch):
-        monkeypatch.setattr(cuda, "find_driver", lambda: cuda.Missing("there is none", "get one"))
+    @staticmethod
+    def planned(path, **how):
+        return planned(path, lambda: cuda.Missing("there is none", "get one"), **how)
 
     def test_values_go_by_tensorflows_own_copy_and_the_plan_says_so(self, path):
-        plan = planned(path)
+        plan = self.planned(path)
         assert {row[3] for row in plan.rows()} == {"eager"}
-        assert not plan.lanes
+        assert not plan.schedule.lanes
         (text,) = plan.fallbacks
         assert text.startswith(f"{GPU}: there is none")
         assert "get one" in text
@@ -456,61 +461,68 @@ class TestWithoutADriver:
     @pytest.mark.parametrize("route", ["direct", "fused"])
     def test_no_route_of_ours(self, path, route):
         with pytest.raises(Unsupported, match=f'can take the route "{route}"') as caught:
-            planned(path, route=route)
+            self.planned(path, route=route)
         assert "get one" in caught.value.hint
         assert caught.value.file == str(path)
 
-    def test_the_hosts_devices_need_none(self, monkeypatch):
+    def test_the_hosts_devices_need_none(self):
+        def missing():
+            return cuda.Missing("there is none", "get one")
+
         def asked():
             raise AssertionError("nobody needs a driver")
 
-        assert find_devices(["/job:localhost/replica:0/task:0/device:TPU:0"], kernels=True).fallbacks == {}
-        monkeypatch.setattr(cuda, "find_driver", asked)
-        assert find_devices(["", simulated.HOST], kernels=True).reached == {}
+        assert find_devices(["/job:localhost/replica:0/task:0/device:TPU:0"], missing, kernels=True).fallbacks == {}
+        assert find_devices(["", simulated.HOST], asked, kernels=True).reached == {}
 
 
 class TestChoices:
     @pytest.fixture(autouse=True)
-    def with_gpu(self, monkeypatch):
+    def with_gpu(self):
         class Card(simulated.SimulatedDriver):
             def serves(self, device):
                 return device == GPU
 
         self.driver = Card(kernels=False)
-        monkeypatch.setattr(cuda, "find_driver", lambda: self.driver)
+
+    def planned(self, path, **how):
+        return planned(path, lambda: self.driver, **how)
 
     def test_without_kernels_casts_go_by_the_library(self, path):
-        plan = planned(path, dtype="bfloat16")
+        plan = self.planned(path, dtype="bfloat16")
         assert {row[3] for row in plan.rows()} == {"assign (cast from <f4)"}
         (text,) = plan.fallbacks
         assert "simulated without" in text
-        assert {row[3] for row in planned(path).rows()} <= {"direct", "fused"}
+        assert {row[3] for row in self.planned(path).rows()} <= {"direct", "fused"}
 
     def test_with_kernels_the_device_casts(self, path):
         self.driver = simulated.SimulatedDriver()
         self.driver.serves = lambda device: device == GPU
-        plan = planned(path, dtype="bfloat16")
+        plan = self.planned(path, dtype="bfloat16")
         assert {row[3] for row in plan.rows()} <= {"direct (cast from <f4)", "fused (cast from <f4)"}
         assert not plan.fallbacks
 
     def test_scatter_needs_kernels(self, path):
         with pytest.raises(Unsupported, match="needs kernels") as caught:
-            planned(path, cut="scatter")
+            self.planned(path, cut="scatter")
         assert "simulated without" in caught.value.hint
-        assert {batch.cut for batch in planned(path).batches if batch.route == "fused"} <= {"split", "function"}
+        assert {batch.cut for batch in self.planned(path).schedule.batches if batch.route == "fused"} <= {
+            "split",
+            "function",
+        }
 
     @pytest.mark.parametrize("dtype", ["int32", "bool", "float8_e4m3fn"])
     def test_nothing_that_a_route_takes(self, path, dtype):
         for route in ("direct", "fused"):
             with pytest.raises(Unsupported, match=route):
-                planned(path, dtype=dtype, route=route)
+                self.planned(path, dtype=dtype, route=route)
 
     def test_eager_where_asked_for(self, path):
-        assert {row[3] for row in planned(path, route="eager").rows()} == {"eager"}
+        assert {row[3] for row in self.planned(path, route="eager").rows()} == {"eager"}
 
     @pytest.mark.parametrize("device", ["/job:worker/replica:0/task:1/device:GPU:0", GPU.replace("GPU:0", "GPU:1")])
     def test_another_device_is_none_of_the_drivers(self, path, device):
-        assert {row[3] for row in planned(path, device=device).rows()} == {"eager"}
+        assert {row[3] for row in self.planned(path, device=device).rows()} == {"eager"}
 
 
 def test_kernels_say_why_they_do_not_run_here():

@@ -103,7 +103,7 @@ def loaded(model):
 
 
 def cuts_of(plan):
-    return {batch.cut for batch in plan.batches if batch.lane and batch.route == "fused"}
+    return {batch.cut for batch in plan.schedule.batches if batch.lane and batch.route == "fused"}
 
 
 class TestShapes:

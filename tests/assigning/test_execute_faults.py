@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 import fastassign as fa
-from fastassign.assigning.execute import execute
 from fastassign.catalog.file import WeightFile
 from fastassign.errors import ReadFailed
 from support import attacks, faults
 from support.options import load_options
+from support.running import with_source
 
 # Batches and reads of a few variables each, so that there is a before and an after.
 TINY = {"read_bytes": 4096, "window_bytes": 8192, "max_staging_bytes": 20_000, "index_cache": False}
@@ -125,7 +125,7 @@ class TestBadButWhole:
     def test_the_values_are_right(self, case, threads, make):
         path, model, _, new = case
         source = make()
-        report = execute(plan_of(model, path, threads=threads), make_source=source)
+        report = with_source(plan_of(model, path, threads=threads), source).execute()
         assert same(values(model), new)
         assert report.assigned == len(new)
         assert source.made.calls > 5
@@ -145,13 +145,13 @@ class TestBadButWhole:
             arena_bytes=rng.choice([0, 64, 2000, 1 << 20]),
             max_staging_bytes=rng.choice([1 << 17, 1 << 20]),
         )
-        execute(plan, make_source=faults.random_shares(seed))
+        with_source(plan, faults.random_shares(seed)).execute()
         assert same(values(model), new)
 
     def test_several_threads_read(self, case):
         path, model, _, _ = case
         source = faults.slow(0.005)
-        execute(plan_of(model, path, threads=4, window_bytes=1 << 20, max_staging_bytes=1 << 20), make_source=source)
+        with_source(plan_of(model, path, threads=4, window_bytes=1 << 20, max_staging_bytes=1 << 20), source).execute()
         assert len(source.made.threads) > 1
 
 
@@ -164,7 +164,7 @@ class TestDisk:
             randomise(model, 2)
             old = values(model)
             with pytest.raises(ReadFailed, match="Input/output error") as caught:
-                execute(plan_of(model, path, threads=threads), make_source=faults.fails_at(position))
+                with_source(plan_of(model, path, threads=threads), faults.fails_at(position)).execute()
             error = caught.value
             assert error.file == str(path)
             assert error.errno == 5
@@ -186,7 +186,7 @@ class TestDisk:
             randomise(model, 2)
             old = values(model)
             with pytest.raises(fa.Truncated, match="bytes short") as caught:
-                execute(plan_of(model, path, threads=threads), make_source=faults.ends_at(position))
+                with_source(plan_of(model, path, threads=threads), faults.ends_at(position)).execute()
             assert caught.value.file == str(path)
             assert_state(model, caught.value.assigned, old, new)
 
@@ -197,7 +197,7 @@ class TestDisk:
         for position in positions(path, model):
             for make, kind in ((faults.fails_at, ReadFailed), (faults.ends_at, fa.Truncated)):
                 with pytest.raises(kind) as caught:
-                    execute(plan_of(model, path, **how), make_source=make(position))
+                    with_source(plan_of(model, path, **how), make(position)).execute()
                 assert caught.value.assigned == ()
                 assert caught.value.file == str(path)
                 assert "no variable was changed" in caught.value.__notes__
@@ -211,7 +211,7 @@ class TestDisk:
                 raise ZeroDivisionError("a bug")
 
         with pytest.raises(ZeroDivisionError) as caught:
-            execute(plan_of(model, path, threads=1), make_source=faults.faulty(before=before))
+            with_source(plan_of(model, path, threads=1), faults.faulty(before=before)).execute()
         assert_state(model, caught.value.assigned, old, new)
 
     def test_a_dataset_that_can_not_be_decoded(self, saved, model, tmp_path):
@@ -230,7 +230,7 @@ class TestDisk:
         for atomic in (False, True):
             randomise(model, 2)
             with pytest.raises(fa.Malformed) as caught:
-                execute(plan_of(model, path, atomic=atomic, max_staging_bytes=1 << 20))
+                plan_of(model, path, atomic=atomic, max_staging_bytes=1 << 20).execute()
             assert caught.value.tensor == "layers/dense_1/vars/0"
             assert caught.value.file == str(path)
             assert_state(model, caught.value.assigned, old, new)
@@ -300,7 +300,7 @@ class TestChanges:
                     os.utime(path)
 
             with pytest.raises((fa.Changed, fa.Truncated)) as caught:
-                execute(plan_of(model, path, threads=threads), make_source=faults.faulty(before=before))
+                with_source(plan_of(model, path, threads=threads), faults.faulty(before=before)).execute()
             assert caught.value.file == str(path)
             seen.add(type(caught.value))
             assert_state(model, caught.value.assigned, old, new)
@@ -314,7 +314,7 @@ class TestChanges:
                 (tmp_path / "new").write_bytes(b"something else")
                 (tmp_path / "new").replace(path)
 
-        execute(plan_of(model, path), make_source=faults.faulty(before=before))
+        with_source(plan_of(model, path), faults.faulty(before=before)).execute()
         assert same(values(model), new)
 
 
@@ -333,7 +333,7 @@ class TestInterrupts:
                     raise KeyboardInterrupt
 
             with pytest.raises(KeyboardInterrupt) as caught:
-                execute(plan_of(model, path, threads=threads), progress)
+                plan_of(model, path, threads=threads).execute(progress)
             assert caught.value.assigned == tuple(seen)
             assert f"{stop} of {len(new)} variables have their new values already" in caught.value.__notes__[-1]
             assert_state(model, seen, old, new)
@@ -349,7 +349,7 @@ class TestInterrupts:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt) as caught:
-            execute(plan_of(model, path, atomic=True, max_staging_bytes=1 << 20), progress)
+            plan_of(model, path, atomic=True, max_staging_bytes=1 << 20).execute(progress)
         assert_state(model, caught.value.assigned, old, new)
 
     @THREADS
@@ -363,7 +363,7 @@ class TestInterrupts:
             timer.start()
             begin = time.monotonic()
             with pytest.raises(KeyboardInterrupt) as caught:
-                execute(plan, make_source=faults.slow(0.03))
+                with_source(plan, faults.slow(0.03)).execute()
                 time.sleep(5)
             timer.join()
             assert time.monotonic() - begin < 3
@@ -379,8 +379,8 @@ def test_nothing_stays_open(case):
     before = sorted(os.listdir("/proc/self/fd"))
     for position in positions(path, model):
         with pytest.raises(ReadFailed):
-            execute(plan, make_source=faults.fails_at(position))
-    execute(plan)
+            with_source(plan, faults.fails_at(position)).execute()
+    plan.execute()
     gc.collect()
     assert sorted(os.listdir("/proc/self/fd")) == before
 
@@ -389,8 +389,8 @@ def test_a_source_may_be_anything(case):
     path, model, _, new = case
 
     class InMemory:
-        def __init__(self, file):
-            self.content = WeightFile(file.path).read(0, file.size)
+        def __init__(self, source):
+            self.content = WeightFile(path).read(0, WeightFile(path).size)
 
         def preadv(self, buffers, offset):
             done = 0
@@ -400,5 +400,5 @@ def test_a_source_may_be_anything(case):
                 done += len(piece)
             return done
 
-    execute(plan_of(model, path), make_source=InMemory)
+    with_source(plan_of(model, path), InMemory).execute()
     assert same(values(model), new)

@@ -23,11 +23,13 @@ from tf_keras.src import backend as K
 import fastassign as fa
 from fastassign.assigning import graph as graph_module
 from fastassign.errors import Unsupported
+from fastassign.runtime import process_runtime
 from fastassign.streaming import buffers
-from fastassign.streaming.buffers import POOL, Pool, is_aligned
+from fastassign.streaming.buffers import Pool, is_aligned
 from support import attacks, differential, faults, graph_modes, models
 from support.graph_modes import variable_of
 from support.options import load_options
+from support.running import with_source
 
 v1 = tf.compat.v1
 
@@ -696,7 +698,7 @@ def test_more_than_is_fed_at_once(graph, session, tmp_path):
         for i in range(4):
             file[f"v{i}"] = arrays[i] + 1
     plan = fa.plan(made, tmp_path / "x.h5", session=session)
-    assert len(plan.batches) >= 2
+    assert len(plan.schedule.batches) >= 2
     plan.execute()
     assert session.run([tf.reduce_min(each) for each in made]) == [1, 2, 3, 4]
     fa.assign(zip(made, arrays, strict=True))
@@ -764,7 +766,7 @@ def test_memory_comes_back_when_variables_let_go(eager, graph):
     def idle():
         with eager_mode():
             eager.assign_add(np.ones((4, 5), np.float32))  # TensorFlow lets go of arrays when it sees new ones
-        return len(POOL._idle.get(nbytes, ()))
+        return len(ARENAS._idle.get(nbytes, ()))
 
     session = v1.Session()
     variable = variable_of("v", (elements,), "float32", use_resource=True)
@@ -772,18 +774,18 @@ def test_memory_comes_back_when_variables_let_go(eager, graph):
     assert idle() == 0
     fa.assign([(variable, np.ones(elements))], session)
     assert idle() == 1
-    before = POOL.idle_bytes
+    before = ARENAS.idle_bytes
     session.close()
     del session
     gc.collect()
     assert idle() == 2
-    assert POOL.idle_bytes >= before + nbytes
+    assert ARENAS.idle_bytes >= before + nbytes
 
 
 def test_memory_is_used_again(graph, session, monkeypatch):
     made = []
     aligned_array = buffers.aligned_array
-    monkeypatch.setattr(buffers, "aligned", lambda nbytes: made.append(nbytes) or aligned_array(nbytes))
+    monkeypatch.setattr(buffers, "aligned_array", lambda nbytes: made.append(nbytes) or aligned_array(nbytes))
     variable = variable_of("v", (12_345,), "float32", use_resource=True)
     for i in range(10):
         fa.assign([(variable, np.full(12_345, i))])
@@ -795,9 +797,9 @@ def test_release_buffers(graph, session):
     variable = variable_of("v", (1000,), "float32", use_resource=True)
     for i in range(4):
         fa.assign([(variable, np.full(1000, i))])
-    assert POOL.idle_bytes > 0
+    assert ARENAS.idle_bytes > 0
     fa.release_buffers()
-    assert POOL.idle_bytes == 0 and not POOL._idle
+    assert ARENAS.idle_bytes == 0 and not ARENAS._idle
     assert (value(session, variable) == 3).all()
     fa.assign([(variable, np.full(1000, 4))])
     assert (value(session, variable) == 4).all()
@@ -982,6 +984,8 @@ def case(tmp_path, graph, session):
     assert holds(session, variables, new)
 
 
+ARENAS = process_runtime().arenas
+
 TINY = {"read_bytes": 4096, "window_bytes": 8192, "max_staging_bytes": 8192, "index_cache": False}
 
 
@@ -1002,11 +1006,11 @@ def assert_state(session, variables, named, old, new):
 def test_storage_fails(fault, share, threads, case, session):
     path, variables, old, new = case
     plan = tiny_plan(variables, path, threads=threads)
-    assert len(plan.batches) > 2
+    assert len(plan.schedule.batches) > 2
     extents = sorted(e.offset for r in fa.inspect(path).contents.records.values() for e in r.extents)
     place = extents[int(share * len(extents))]
     with pytest.raises(OSError) as caught:
-        plan.executor(plan, make_source=getattr(faults, fault)(place))
+        with_source(plan, getattr(faults, fault)(place)).execute()
     assert_state(session, variables, caught.value.assigned, old, new)
 
 
@@ -1014,9 +1018,9 @@ def test_storage_fails_at_the_end(case, session):
     """By then others are assigned, in the order of the file."""
     path, variables, old, new = case
     plan = tiny_plan(variables, path, threads=1)
-    last = plan.batches[-1].placements[-1].assignment.record.extents[-1]
+    last = plan.schedule.batches[-1].placements[-1].assignment.record.extents[-1]
     with pytest.raises(fa.Truncated) as caught:
-        plan.executor(plan, make_source=faults.ends_at(last.offset + last.nbytes - 1))
+        with_source(plan, faults.ends_at(last.offset + last.nbytes - 1)).execute()
     assert 0 < len(caught.value.assigned) < len(variables)
     assert_state(session, variables, caught.value.assigned, old, new)
 
@@ -1024,7 +1028,7 @@ def test_storage_fails_at_the_end(case, session):
 def test_bad_but_whole_storage(case, session):
     path, variables, _, new = case
     plan = tiny_plan(variables, path)
-    plan.executor(plan, make_source=faults.random_shares(1))
+    with_source(plan, faults.random_shares(1)).execute()
     assert holds(session, variables, new)
 
 
@@ -1046,7 +1050,7 @@ def test_file_changes_while_it_is_read(case, session):
             os.utime(path, ns=(1, 1))
 
     with pytest.raises(fa.Changed) as caught:
-        plan.executor(plan, make_source=faults.faulty(before=touch))
+        with_source(plan, faults.faulty(before=touch)).execute()
     assert len(caught.value.assigned) < len(variables)
     assert_state(session, variables, caught.value.assigned, old, new)
 
@@ -1054,9 +1058,9 @@ def test_file_changes_while_it_is_read(case, session):
 def test_atomic_load_that_storage_ends(case, session):
     path, variables, old, _ = case
     plan = fa.plan(variables, path, atomic=True)
-    last = plan.batches[-1].placements[-1].assignment.record.extents[-1]
+    last = plan.schedule.batches[-1].placements[-1].assignment.record.extents[-1]
     with pytest.raises(fa.Truncated) as caught:
-        plan.executor(plan, make_source=faults.ends_at(last.offset))
+        with_source(plan, faults.ends_at(last.offset)).execute()
     assert caught.value.assigned == ()
     assert holds(session, variables, old)
 
@@ -1111,7 +1115,7 @@ def test_conversions_of_which_one_fails(atomic, tmp_path, session):
     plan = fa.plan(model, path, atomic=atomic)
     record = list(plan.matching.conversions.values())[3].recipe.records[0]
     with pytest.raises(OSError) as caught:
-        plan.executor(plan, make_source=faults.fails_at(record.extents[0].offset))
+        with_source(plan, faults.fails_at(record.extents[0].offset)).execute()
     # Each variable is assigned when what it is made of was read.
     assert caught.value.assigned == (() if atomic else tuple(weight.name for weight in model.weights[:3]))
     assert_state(session, model.weights, caught.value.assigned, old, new)
@@ -1145,7 +1149,7 @@ def test_budget_bounds_what_is_staged(case, session):
     path, variables, _, new = case
     plan = tiny_plan(variables, path)
     assert plan.staging_bytes <= TINY["max_staging_bytes"]
-    assert len(plan.batches) > 2
+    assert len(plan.schedule.batches) > 2
     plan.execute()
     assert holds(session, variables, new)
 

@@ -38,7 +38,7 @@ class TestDevices:
         made = variables(arrays, *PLACES)
         options = tiny(route=route, device_threads=threads)
         plan = fa.plan(made, path, options=options)
-        assert {lane.device for lane in plan.lanes} == {ONE, TWO}
+        assert {lane.device for lane in plan.schedule.lanes} == {ONE, TWO}
         report = plan.execute()
         assert_loaded(made, arrays)
         assert sum(report.routes.values()) == len(arrays)
@@ -98,7 +98,7 @@ class TestDevices:
     def test_slots_are_shared_among_them(self, driver, path, arrays):
         for places, threads, slots in ((PLACES[:1], 4, 6), (PLACES[:2], 4, 4), (PLACES[:2], 1, 3)):
             plan = fa.plan(variables(arrays, *places), path, options=tiny(route="direct", device_threads=threads))
-            assert [lane.slots for lane in plan.lanes] == [slots] * len(places)
+            assert [lane.slots for lane in plan.schedule.lanes] == [slots] * len(places)
             plan.execute()
             # What one load had serves the next.
             assert driver.lock_calls <= 8
@@ -153,7 +153,7 @@ class TestHostMemory:
                 made = variables(arrays, "CPU:1")
                 how = {"route": route, "device_threads": threads}
                 plan = fa.plan(made, path, options=tiny(**how, max_staging_bytes=2 * SLOT))
-                assert [(lane.slots, lane.slot_bytes) for lane in plan.lanes] == [(2, SLOT)]
+                assert [(lane.slots, lane.slot_bytes) for lane in plan.schedule.lanes] == [(2, SLOT)]
                 one = fa.plan(made, path, options=tiny(**how, max_staging_bytes=SLOT, slot_bytes=1 << 20))
                 assert [(lane.slots, lane.slot_bytes) for lane in one.lanes] == [(1, SLOT)]
                 one.execute()
@@ -212,9 +212,9 @@ class TestDeviceMemory:
             plan = fa.plan(made, path, options=tiny(route=route, cut=cut, device_window_bytes=window))
             plan.execute()
             assert_loaded(made, arrays)
-            for lane in plan.lanes:
+            for lane in plan.schedule.lanes:
                 assert 0 < driver.peaks[lane.device] <= max(lane.peak_bytes, 64)
-                largest = max(batch.device_bytes for batch in plan.batches if batch.lane == lane.device)
+                largest = max(batch.device_bytes for batch in plan.schedule.batches if batch.lane == lane.device)
                 twins = lane.ring_bytes if lane.staged else 0
                 assert lane.peak_bytes <= max(window, largest) + twins
         assert not any(driver.taken.values())
@@ -223,7 +223,7 @@ class TestDeviceMemory:
         made = variables(arrays, *PLACES)
         plan = fa.plan(made, path, atomic=True, options=tiny(device_window_bytes=1))
         plan.execute()
-        for lane in plan.lanes:
+        for lane in plan.schedule.lanes:
             own = sum(v.dtype.size * v.shape.num_elements() for v in made.values() if v.device == lane.device)
             assert own <= driver.peaks[lane.device] <= lane.peak_bytes
 

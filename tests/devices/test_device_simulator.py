@@ -7,13 +7,12 @@ import pytest
 import fastassign as fa
 from fastassign.assigning.device.direct import DirectBatch
 from fastassign.assigning.device.slab import SlabBatch
-from fastassign.assigning.execute import execute
 from fastassign.devices.ring import Ring
 from fastassign.devices.staging import StagingBuffer
 from fastassign.errors import ReadFailed
-from fastassign.streaming.source import FileSource
 from support import cards, faults, simulated
 from support.cards import ROUTES, SLOT, assert_loaded, tiny, variables
+from support.running import with_source
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +29,7 @@ def path(new, tmp_path_factory):
 def load(monkeypatch, path, new):
     """Return what loads on a simulated device, mutated or not, and raises what that notices."""
 
-    def load(route, cut="auto", *, source=FileSource, failure=(), dtype="float32", **how):
+    def load(route, cut="auto", *, source=lambda source: source, failure=(), dtype="float32", **how):
         made = variables(new, "CPU:1", dtype=dtype)
 
         # One slot of memory, so that everything goes through it; small windows.
@@ -38,7 +37,7 @@ def load(monkeypatch, path, new):
         with simulated.simulated(monkeypatch) as driver:
             plan = fa.plan(made, path, options=tiny(route=route, cut=cut, **small))
             try:
-                execute(plan, make_source=driver.watched(source))
+                with_source(plan, driver.watched(source)).execute()
                 assert_loaded(made, new)
             except failure:
                 pass

@@ -24,6 +24,7 @@ from fastassign.benchmarks.device.card import why_unseen
 from fastassign.benchmarks.device.models import policy
 from fastassign.devices import cuda
 from support.options import load_options
+from support.running import set_runtime
 from support.simulated import DEVICES, simulated
 
 HOW = "CUDA_VISIBLE_DEVICES=0 pytest -m gpu runs this where there is a card"
@@ -166,7 +167,7 @@ def test_without_the_fast_way_it_is_right_too(card, paths, how, monkeypatch):
     model = build(card)
     with monkeypatch.context() as patch:
         if how == "no driver":
-            patch.setattr(cuda, "find_driver", lambda: cuda.Missing("there is none", "get one"))
+            set_runtime(patch, find_driver=lambda: cuda.Missing("there is none", "get one"))
         report = check(model, paths[0], options)
     if how == "not page-locked":
         assert set(report.routes) == {"fused"}

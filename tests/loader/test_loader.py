@@ -27,14 +27,13 @@ from tf_keras.src import backend
 import fastassign as fa
 from fastassign.assigning.open_batch import OpenBatch
 from fastassign.errors import ReadFailed
-from fastassign.loader import fingerprint
 from fastassign.loader.loader import LoadFuture
 from fastassign.planning import batches
 from fastassign.planning.plan import Plan
-from fastassign.streaming.source import FileSource
-from support import attacks, models
+from support import attacks, faults, models
 from support import differential as d
 from support.options import load_options
+from support.running import set_runtime
 
 # No wait in here lasts, unless something is wrong.
 LONG = 30
@@ -121,34 +120,23 @@ def copy(files, tmp_path):
 
 
 class Brake:
-    """Holds up what reads a file, from a certain read on, until it is let go."""
+    """Holds up the reads of tensors, from a certain read on, until it is let go."""
 
     def __init__(self):
         self.reached, self.may_go = threading.Event(), threading.Event()
         self.reads = self.first = 0
 
-    def __call__(self, inner):
-        def preadv(source, buffers, offset):
-            self.reads += 1
-            if self.reads > self.first:
-                self.reached.set()
-                assert self.may_go.wait(LONG)
-            return inner(source, buffers, offset)
-
-        return preadv
-
-
-class Sound(FileSource):
-    """What a file's structure is read with, whatever happens to the reads of tensors."""
-
-    preadv = FileSource.preadv
+    def hold(self, number, offset, wanted):
+        self.reads += 1
+        if self.reads > self.first:
+            self.reached.set()
+            assert self.may_go.wait(LONG)
 
 
 @pytest.fixture
 def brake(monkeypatch):
     found = Brake()
-    monkeypatch.setattr(fingerprint, "FileSource", Sound)
-    monkeypatch.setattr(FileSource, "preadv", found(FileSource.preadv))
+    set_runtime(monkeypatch, make_source=faults.faulty(before=found.hold))
     yield found
     found.may_go.set()
 
@@ -999,11 +987,10 @@ class TestLibraryCode:
     ):
         for layer in model.layers:
             layer.enable_lora(2)
-        preadv, reads = FileSource.preadv, []
+        reads = []
 
-        def read(*arguments):
+        def read(*_):
             reads.append(lock.is_held)
-            return preadv(*arguments)
 
         class Held:
             is_held = False
@@ -1015,7 +1002,7 @@ class TestLibraryCode:
                 self.is_held = False
 
         lock = Held()
-        monkeypatch.setattr(FileSource, "preadv", read)
+        set_runtime(monkeypatch, make_source=faults.faulty(before=read))
         with fa.Loader(model, lock=lock, options=TOGETHER) as loader:
             for _ in range(2):
                 report = loader.load_async(files[1]).result(LONG) if background else loader.load(files[1])
@@ -1035,16 +1022,14 @@ class TestLibraryCode:
             if kind == "hooks":
                 for layer in model.layers:
                     layer.enable_lora(2)
-        preadv, allowed = FileSource.preadv, [0]
+        allowed = [0]
 
-        def fail(source, buffers, offset):
+        def fail(*_):
             if not allowed[0]:
                 raise OSError(5, "Input/output error")
             allowed[0] -= 1
-            return preadv(source, buffers, offset)
 
-        monkeypatch.setattr(fingerprint, "FileSource", Sound)
-        monkeypatch.setattr(FileSource, "preadv", fail)
+        set_runtime(monkeypatch, make_source=faults.faulty(before=fail))
         d.perturb(model, 0.5)
         before = d.snapshot(model)
         with fa.Loader(model, options=fa.LoadOptions(threads=1, read_bytes=4096, gap_bytes=0)) as loader:
@@ -1526,7 +1511,7 @@ def exists(number):
 def plans_of(path):
     """Return the plans for a file, or one beside it, that are still in memory."""
     plans = [each for each in gc.get_objects() if type(each) is Plan]
-    return [plan for plan in plans if os.path.dirname(plan.catalog.path) == os.path.dirname(path)]
+    return [plan for plan in plans if os.path.dirname(plan.origin.path) == os.path.dirname(path)]
 
 
 # What a model does between loads.

@@ -1,7 +1,6 @@
 """Plans from made-up catalogs and variables: bounds, budget, routes. No file is read and no TensorFlow used."""
 
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,12 +11,10 @@ import fastassign as fa
 from fastassign.catalog.records import Extent, TensorRecord
 from fastassign.matching.assignment import Assignment, Hook, Matching
 from fastassign.planning.coalesce import GAP
-from fastassign.planning.plan import make_plan
 from fastassign.planning.routes import ALIGNMENT
 from fastassign.targets.target import Target
 from support.options import load_options
-
-CATALOG = SimpleNamespace(path=Path("/somewhere/model.weights.h5"), cached=False)
+from support.plans import ORIGIN, plan_of
 
 
 def assignment(number, offset, nbytes, *, fit="same", plain=True, encoding="raw"):
@@ -35,7 +32,7 @@ def matching_of(assignments):
 
 
 def make(assignments, *, atomic=False, **knobs):
-    return make_plan(CATALOG, matching_of(assignments), load_options(**knobs), atomic=atomic)
+    return plan_of(matching_of(assignments), load_options(**knobs), atomic=atomic)
 
 
 @st.composite
@@ -74,9 +71,9 @@ KNOBS = st.fixed_dictionaries(
 @given(loads(), KNOBS)
 def test_every_variable_is_placed_once_and_every_byte_read_once(assignments, knobs):
     plan = make(assignments, **knobs)
-    placed = [p.assignment for batch in plan.batches for p in batch.placements]
+    placed = [p.assignment for batch in plan.schedule.batches for p in batch.placements]
     assert sorted(map(id, placed)) == sorted(map(id, assignments))
-    for batch in plan.batches:
+    for batch in plan.schedule.batches:
         got = {}
         for read in batch.reads:
             offset = read.offset
@@ -103,7 +100,7 @@ def test_every_variable_is_placed_once_and_every_byte_read_once(assignments, kno
 @settings(deadline=None)
 @given(loads(), KNOBS)
 def test_arenas_hold_their_variables_apart_and_aligned(assignments, knobs):
-    for batch in make(assignments, **knobs).batches:
+    for batch in make(assignments, **knobs).schedule.batches:
         end = 0
         for placement, start in zip(batch.placements, batch.arena_starts, strict=True):
             target = placement.assignment.target
@@ -122,8 +119,8 @@ def staged(plan):
     """The most bytes that stand in open batches when the executor's rule is followed, at any order of finishing."""
     most = current = 0
     open_batches = []
-    for batch in plan.batches:
-        while open_batches and current + batch.staged_bytes > plan.window_bytes and not plan.atomic:
+    for batch in plan.schedule.batches:
+        while open_batches and current + batch.staged_bytes > plan.schedule.window_bytes and not plan.atomic:
             current -= open_batches.pop(0).staged_bytes
         open_batches.append(batch)
         current += batch.staged_bytes
@@ -143,7 +140,7 @@ def test_staging_is_bounded_and_said(assignments, knobs, atomic):
         assert 3 * total + 64 * len(assignments) > knobs["max_staging_bytes"]
         return
     assert staged(plan) <= plan.staging_bytes <= knobs["max_staging_bytes"]
-    assert plan.window_bytes <= max(knobs["window_bytes"], 1)
+    assert plan.schedule.window_bytes <= max(knobs["window_bytes"], 1)
     if atomic:
         assert plan.staging_bytes >= total
 
@@ -174,7 +171,6 @@ def test_the_budget_error_names_the_largest_tensor():
         make(assignments, max_staging_bytes=500)
     error = caught.value
     assert error.tensor == "layers/l1/vars/0"
-    assert error.file == str(CATALOG.path)
     assert error.hint == "LoadOptions(max_staging_bytes=9024) is the least that works"
     assert isinstance(error, MemoryError)
     with pytest.raises(
@@ -187,8 +183,8 @@ def test_what_a_layer_loads_itself_counts():
     matching = matching_of([assignment(0, 0, 100)])
     matching.hooks.append(Hook(object(), "layers/own", {"0": TensorRecord("layers/own/vars/0", (5000,), "|u1")}))
     with pytest.raises(fa.Budget, match="needs 5000 bytes of host memory for the weights that go through the library"):
-        make_plan(CATALOG, matching, fa.LoadOptions(max_staging_bytes=4999))
-    assert make_plan(CATALOG, matching, fa.LoadOptions(max_staging_bytes=5000)).staging_bytes == 5000
+        plan_of(matching, fa.LoadOptions(max_staging_bytes=4999))
+    assert plan_of(matching, fa.LoadOptions(max_staging_bytes=5000)).staging_bytes == 5000
 
 
 def test_tensors_that_share_bytes():
@@ -205,7 +201,7 @@ def test_tensors_that_share_bytes():
 
 def test_an_empty_plan():
     plan = make([])
-    assert (plan.nbytes, plan.staging_bytes, plan.batches) == (0, 0, ())
+    assert (plan.nbytes, plan.staging_bytes, plan.schedule.batches) == (0, 0, ())
     assert "0 tensors, 0 bytes in 0 reads" in str(plan)
 
 
@@ -220,11 +216,11 @@ def test_a_plan_prints_and_is_json():
     matching.skipped.append("a layer: another shape")
     matching.missing = (Target("lonely", (1,), "float32", None, None),)
     matching.unexpected = (TensorRecord("layers/extra/vars/0", (1,), "<f4"),)
-    plan = make_plan(CATALOG, matching, fa.LoadOptions())
+    plan = plan_of(matching, fa.LoadOptions())
     data = json.loads(json.dumps(plan.to_dict()))
-    assert data["file"] == str(CATALOG.path)
+    assert data["file"] == str(ORIGIN.path)
     assert data["bytes"] == plan.nbytes == 200_148
-    assert data["reads"] == sum(len(batch.reads) for batch in plan.batches)
+    assert data["reads"] == sum(len(batch.reads) for batch in plan.schedule.batches)
     assert data["staging_bytes"] == plan.staging_bytes
     assert data["skipped"] == ["a layer: another shape"]
     assert data["missing_in_the_file"] == ["lonely"]
@@ -239,11 +235,6 @@ def test_a_plan_prints_and_is_json():
     text = str(plan)
     for name in (*routes, "lonely", "layers/extra/vars/0", "200148 bytes"):
         assert name in text
-
-
-def test_a_plan_without_an_executor_says_so():
-    with pytest.raises(TypeError, match=r"make it with fastassign\.plan"):
-        make([]).execute()
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import json
 import random
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,14 +18,12 @@ from fastassign.planning.batches import TABLE_ROW_BYTES
 from fastassign.planning.coalesce import GAP
 from fastassign.planning.costs import seconds_of, shortest
 from fastassign.planning.lanes import NO_DEVICES, PAGE_BYTES, Device, Devices
-from fastassign.planning.plan import make_plan
 from fastassign.planning.ring_budget import MIN_SLOT_BYTES, RingBudget
 from fastassign.planning.routes import ALIGNMENT, DEVICE_DTYPES, DEVICE_FUSED_DTYPES
 from fastassign.streaming.windows import Windows
 from fastassign.targets.target import Target
 from support.options import load_options
-
-CATALOG = SimpleNamespace(path=Path("/somewhere/model.weights.h5"), cached=False)
+from support.plans import plan_of
 
 PREFIX = "/job:localhost/replica:0/task:0/device:"
 HOST, FIRST, SECOND, FAR = (f"{PREFIX}{name}" for name in ("CPU:0", "GPU:0", "GPU:1", "GPU:2"))
@@ -151,8 +148,7 @@ def matching_of(assignments):
 
 
 def make(assignments, devices, *, repeated=False, atomic=False, matching=None, **knobs):
-    return make_plan(
-        CATALOG,
+    return plan_of(
         matching or matching_of(assignments),
         load_options(**knobs),
         devices=devices,
@@ -203,9 +199,9 @@ def is_reached(each, devices, knobs):
 @given(loads(), surroundings(), KNOBS, st.booleans(), st.booleans())
 def test_everything_is_placed_once_and_every_byte_read_once(assignments, devices, knobs, repeated, atomic):
     plan = afford(assignments, devices, repeated=repeated, atomic=atomic, **knobs)
-    placed = [p.assignment for batch in plan.batches for p in batch.placements]
+    placed = [p.assignment for batch in plan.schedule.batches for p in batch.placements]
     assert sorted(map(id, placed)) == sorted(map(id, assignments))
-    for batch in plan.batches:
+    for batch in plan.schedule.batches:
         got = {}
         for read in batch.reads:
             offset = read.offset
@@ -227,7 +223,9 @@ def test_everything_is_placed_once_and_every_byte_read_once(assignments, devices
                     pieces.pop(0)
                 assert at == extent.offset + extent.nbytes
             assert not pieces
-    starts = [min(p.assignment.record.extents[0].offset for p in b.placements) for b in plan.batches if b.reads]
+    starts = [
+        min(p.assignment.record.extents[0].offset for p in b.placements) for b in plan.schedule.batches if b.reads
+    ]
     assert starts == sorted(starts)
 
 
@@ -235,8 +233,8 @@ def test_everything_is_placed_once_and_every_byte_read_once(assignments, devices
 @given(loads(), surroundings(), KNOBS, st.booleans())
 def test_what_shares_a_copy_fits_into_a_slot(assignments, devices, knobs, repeated):
     plan = afford(assignments, devices, repeated=repeated, **knobs)
-    slots = {lane.device: lane.slot_bytes for lane in plan.lanes}
-    for batch in plan.batches:
+    slots = {lane.device: lane.slot_bytes for lane in plan.schedule.lanes}
+    for batch in plan.schedule.batches:
         if not (batch.lane and batch.route == "fused"):
             assert batch.cut is None
             assert batch.head_bytes == 0
@@ -268,8 +266,8 @@ def test_what_shares_a_copy_fits_into_a_slot(assignments, devices, knobs, repeat
 @given(loads(), surroundings(), KNOBS, st.booleans())
 def test_reads_of_direct_batches_fit_into_slots(assignments, devices, knobs, repeated):
     plan = afford(assignments, devices, repeated=repeated, **knobs)
-    slots = {lane.device: lane.slot_bytes for lane in plan.lanes}
-    for batch in plan.batches:
+    slots = {lane.device: lane.slot_bytes for lane in plan.schedule.lanes}
+    for batch in plan.schedule.batches:
         assert (batch.route == "direct") <= bool(batch.lane)
         if batch.route != "direct":
             continue
@@ -296,7 +294,7 @@ def test_reads_of_direct_batches_fit_into_slots(assignments, devices, knobs, rep
 @given(loads(), surroundings(), KNOBS, st.booleans())
 def test_who_goes_by_a_lane(assignments, devices, knobs, repeated):
     plan = afford(assignments, devices, repeated=repeated, **knobs)
-    for placement in (p for batch in plan.batches for p in batch.placements):
+    for placement in (p for batch in plan.schedule.batches for p in batch.placements):
         each = placement.assignment
         if is_reached(each, devices, knobs):
             assert placement.lane == each.target.device
@@ -320,7 +318,9 @@ def test_who_goes_by_a_lane(assignments, devices, knobs, repeated):
         and each.fit == "cast"
     ]
     assert any(NO_KERNELS in text for text in plan.fallbacks) == bool(lacking)
-    assert not any(batch.cut == "scatter" and devices.reached[batch.lane].kernels_missing for batch in plan.batches)
+    assert not any(
+        batch.cut == "scatter" and devices.reached[batch.lane].kernels_missing for batch in plan.schedule.batches
+    )
 
 
 @CASES
@@ -343,7 +343,7 @@ def test_variables_on_the_host_go_as_they_went_without_devices(assignments, devi
 
 
 def staged_on_the_host(plan):
-    return sum(batch.staged_bytes for batch in plan.batches)
+    return sum(batch.staged_bytes for batch in plan.schedule.batches)
 
 
 @CASES
@@ -352,42 +352,46 @@ def test_staging_is_bounded_and_the_least_that_works_is_named(assignments, devic
     how = {**knobs, "repeated": repeated, "atomic": atomic, "max_staging_bytes": limit}
     plan = afford(assignments, devices, **how)
     limit = plan.options.max_staging_bytes
-    rings = sum(lane.slots * lane.slot_bytes for lane in plan.lanes)
-    assert rings == sum(lane.ring_bytes for lane in plan.lanes)
+    rings = sum(lane.slots * lane.slot_bytes for lane in plan.schedule.lanes)
+    assert rings == sum(lane.ring_bytes for lane in plan.schedule.lanes)
     assert rings <= plan.staging_bytes <= limit
-    event("a ring of several slots" if any(lane.slots > 1 for lane in plan.lanes) else "rings of one slot, if any")
+    event(
+        "a ring of several slots"
+        if any(lane.slots > 1 for lane in plan.schedule.lanes)
+        else "rings of one slot, if any"
+    )
     if atomic:
-        assert plan.read_first
-        assert plan.staging_bytes >= rings + staged_on_the_host(plan) + plan.copied_bytes
+        assert plan.schedule.read_first
+        assert plan.staging_bytes >= rings + staged_on_the_host(plan) + plan.schedule.copied_bytes
         return
     try:
         first = plan.reading_first()
     except fa.Budget as error:
         needed = asked_for(error)
         assert needed > limit
-        assert needed <= staged_on_the_host(plan) + plan.copied_bytes + sum(
-            -(-knobs["slot_bytes"] // PAGE_BYTES) * PAGE_BYTES for _ in plan.lanes
+        assert needed <= staged_on_the_host(plan) + plan.schedule.copied_bytes + sum(
+            -(-knobs["slot_bytes"] // PAGE_BYTES) * PAGE_BYTES for _ in plan.schedule.lanes
         )
         first = make(assignments, devices, **{**how, "max_staging_bytes": needed}).reading_first()
         limit = needed
         with pytest.raises(fa.Budget):
             make(assignments, devices, **{**how, "max_staging_bytes": needed - 1}).reading_first()
-    assert first.read_first
-    assert staged_on_the_host(first) + first.copied_bytes <= first.staging_bytes <= limit
-    assert first.staging_bytes >= sum(lane.ring_bytes for lane in first.lanes) + staged_on_the_host(first)
-    assert all(lane.slots >= 1 for lane in first.lanes)
+    assert first.schedule.read_first
+    assert staged_on_the_host(first) + first.schedule.copied_bytes <= first.staging_bytes <= limit
+    assert first.staging_bytes >= sum(lane.ring_bytes for lane in first.schedule.lanes) + staged_on_the_host(first)
+    assert all(lane.slots >= 1 for lane in first.schedule.lanes)
 
 
 @CASES
 @given(loads(), surroundings(), KNOBS, st.booleans())
 def test_there_is_a_lane_for_each_device_that_is_used(assignments, devices, knobs, repeated):
     plan = afford(assignments, devices, repeated=repeated, **knobs)
-    used = {batch.lane for batch in plan.batches if batch.lane}
-    assert {lane.device for lane in plan.lanes} == used
-    assert len(plan.lanes) == len(used)
+    used = {batch.lane for batch in plan.schedule.batches if batch.lane}
+    assert {lane.device for lane in plan.schedule.lanes} == used
+    assert len(plan.schedule.lanes) == len(used)
     assert plan.threads == (knobs["device_threads"] if used else plan.options.threads)
-    for lane in plan.lanes:
-        own = [batch for batch in plan.batches if batch.lane == lane.device]
+    for lane in plan.schedule.lanes:
+        own = [batch for batch in plan.schedule.batches if batch.lane == lane.device]
         assert 1 <= lane.slots <= sum(batch.jobs for batch in own)
         assert lane.slots <= -(-knobs["device_threads"] // len(used)) + 2
         assert lane.slot_bytes % PAGE_BYTES == 0
@@ -401,7 +405,7 @@ def test_there_is_a_lane_for_each_device_that_is_used(assignments, devices, knob
 
 def sizes_of(plan):
     """What the executor gives to ``Windows``."""
-    return {"": plan.window_bytes, **{lane.device: lane.window_bytes for lane in plan.lanes}}
+    return {"": plan.schedule.window_bytes, **{lane.device: lane.window_bytes for lane in plan.schedule.lanes}}
 
 
 def walk(batches, sizes, seed):
@@ -430,14 +434,14 @@ def walk(batches, sizes, seed):
 def test_windows_keep_what_is_open_within_what_the_plan_says(assignments, devices, knobs, repeated, seed):
     plan = afford(assignments, devices, repeated=repeated, **knobs)
     sizes = sizes_of(plan)
-    rings = sum(lane.ring_bytes for lane in plan.lanes)
-    for opened in walk(plan.batches, sizes, seed):
+    rings = sum(lane.ring_bytes for lane in plan.schedule.lanes)
+    for opened in walk(plan.schedule.batches, sizes, seed):
         for lane, size in sizes.items():
             own = [batch.window_bytes for batch in opened.values() if batch.lane == lane]
             assert sum(own) <= size or len(own) == 1 or sum(own) == max(own)
         staged = sum(batch.staged_bytes for batch in opened.values())
-        assert staged + plan.copied_bytes + rings <= plan.staging_bytes
-        for lane in plan.lanes:
+        assert staged + plan.schedule.copied_bytes + rings <= plan.staging_bytes
+        for lane in plan.schedule.lanes:
             twins = lane.ring_bytes if lane.staged else 0
             assert sum(b.device_bytes for b in opened.values() if b.lane == lane.device) + twins <= lane.peak_bytes
 
@@ -446,12 +450,12 @@ def test_windows_keep_what_is_open_within_what_the_plan_says(assignments, device
 @given(loads(), surroundings(), KNOBS, st.booleans())
 def test_a_plan_that_reads_first_opens_all_at_once(assignments, devices, knobs, repeated):
     plan = afford(assignments, devices, repeated=repeated, atomic=True, **knobs)
-    windows = Windows(plan.batches, None)
-    assert list(windows.admit()) == list(enumerate(plan.batches))
-    for lane in plan.lanes:
+    windows = Windows(plan.schedule.batches, None)
+    assert list(windows.admit()) == list(enumerate(plan.schedule.batches))
+    for lane in plan.schedule.lanes:
         twins = lane.ring_bytes if lane.staged else 0
-        assert lane.peak_bytes == sum(b.device_bytes for b in plan.batches if b.lane == lane.device) + twins
-    for batch in plan.batches:
+        assert lane.peak_bytes == sum(b.device_bytes for b in plan.schedule.batches if b.lane == lane.device) + twins
+    for batch in plan.schedule.batches:
         assert windows
         windows.close(batch)
     assert not windows
@@ -463,12 +467,12 @@ def test_a_plan_that_reads_first_opens_all_at_once(assignments, devices, knobs, 
 def test_a_plan_prints_and_is_json(assignments, devices, knobs, repeated, atomic):
     plan = afford(assignments, devices, repeated=repeated, atomic=atomic, **knobs)
     data, text = json.loads(json.dumps(plan.to_dict())), str(plan)
-    routes = {p.route for batch in plan.batches for p in batch.placements if p.lane or p.route == "eager"}
+    routes = {p.route for batch in plan.schedule.batches for p in batch.placements if p.lane or p.route == "eager"}
     assert data["reasons"].keys() == routes
     for route, why in data["reasons"].items():
         assert f"{route}: {why}" in text
-    assert [lane["device"] for lane in data["lanes"]] == [lane.device for lane in plan.lanes]
-    for lane in plan.lanes:
+    assert [lane["device"] for lane in data["lanes"]] == [lane.device for lane in plan.schedule.lanes]
+    for lane in plan.schedule.lanes:
         assert f"{lane.device}: {lane.slots} slots of {lane.slot_bytes} bytes" in text
         assert f"at most {lane.peak_bytes} bytes of the device" in text
     for fallback in plan.fallbacks:
@@ -493,22 +497,22 @@ def in_a_row(shapes, **how):
 
 def test_a_variable_of_just_the_size_that_shares_a_copy_does():
     """512 * 512 values of float32 are a MiB, and so is the default."""
-    (batch,) = make(in_a_row([(512, 512), (512,)]), reached()).batches
+    (batch,) = make(in_a_row([(512, 512), (512,)]), reached()).schedule.batches
     assert batch.route == "fused"
-    first, second = make(in_a_row([(512, 513), (512,)]), reached()).batches
+    first, second = make(in_a_row([(512, 513), (512,)]), reached()).schedule.batches
     assert (first.route, second.route) == ("direct", "fused")
     # A slot also has to hold it, with a table before it.
-    assert [b.route for b in make(in_a_row([(512, 512)]), reached(), slot_bytes=1 << 20).batches] == ["direct"]
+    assert [b.route for b in make(in_a_row([(512, 512)]), reached(), slot_bytes=1 << 20).schedule.batches] == ["direct"]
 
 
 @given(st.sampled_from([16_384, 20_480]), st.integers(300, 1500), st.sampled_from(["split", "scatter"]), st.booleans())
 def test_tables_of_many_small_values_fit_into_slots_too(slot_bytes, count, cut, casts):
     dtype = "bfloat16" if casts else "float32"
     plan = make(in_a_row([(3,)] * count, dtype=dtype), reached(), slot_bytes=slot_bytes, cut=cut)
-    assert max(batch.arena_bytes for batch in plan.batches) <= slot_bytes
-    assert sum(len(batch.placements) for batch in plan.batches) == count
+    assert max(batch.arena_bytes for batch in plan.schedule.batches) <= slot_bytes
+    assert sum(len(batch.placements) for batch in plan.schedule.batches) == count
     # None is left emptier than it has to be, the last aside.
-    for batch in plan.batches[:-1]:
+    for batch in plan.schedule.batches[:-1]:
         assert batch.arena_bytes + 2 * ALIGNMENT + TABLE_ROW_BYTES * (len(batch.placements) + 1) > slot_bytes
 
 
@@ -526,19 +530,19 @@ def test_tables_of_many_small_values_fit_into_slots_too(slot_bytes, count, cut, 
 )
 def test_memory_of_a_device_for_values_that_share_a_copy(dtype, cut, shapes, nbytes):
     plan = make(in_a_row(shapes, dtype=dtype), reached(), cut=cut)
-    (batch,), (lane,) = plan.batches, plan.lanes
+    (batch,), (lane,) = plan.schedule.batches, plan.schedule.lanes
     assert batch.device_bytes == lane.peak_bytes == nbytes
 
 
 def test_little_memory_makes_slots_smaller_and_fewer():
     assignments = [*in_a_row([(1000, 1000)]), assignment(1, 5_000_000, (1000, 1000), device=HOST)]
     most = {"device_threads": 4, "slot_bytes": 1 << 20}
-    (lane,) = make(assignments, reached(), **most).lanes
+    (lane,) = make(assignments, reached(), **most).schedule.lanes
     assert (lane.slots, lane.slot_bytes) == (4, 1 << 20)
     # What the host has to have is left to it: half of the rest is the size of a slot.
-    (lane,) = make(assignments, reached(), max_staging_bytes=4_000_000 + (1 << 20), **most).lanes
+    (lane,) = make(assignments, reached(), max_staging_bytes=4_000_000 + (1 << 20), **most).schedule.lanes
     assert (lane.slots, lane.slot_bytes) == (2, 1 << 19)
-    (lane,) = make(assignments, reached(), max_staging_bytes=4_000_000 + MIN_SLOT_BYTES, **most).lanes
+    (lane,) = make(assignments, reached(), max_staging_bytes=4_000_000 + MIN_SLOT_BYTES, **most).schedule.lanes
     assert (lane.slots, lane.slot_bytes) == (1, MIN_SLOT_BYTES)
     with pytest.raises(fa.Budget, match="the largest tensor") as caught:
         make(assignments, reached(), max_staging_bytes=4_000_000, **most)
@@ -555,12 +559,12 @@ def test_reading_first_takes_slots_away():
         assignment(2, 9_000_000, (1000, 1000), device=HOST),
     ]
     plan = make(assignments, reached(), device_threads=4, slot_bytes=1 << 20, max_staging_bytes=10_000_000)
-    assert [lane.slots for lane in plan.lanes] == [4]
+    assert [lane.slots for lane in plan.schedule.lanes] == [4]
     first = plan.reading_first()
-    assert [lane.slots for lane in first.lanes] == [1]
+    assert [lane.slots for lane in first.schedule.lanes] == [1]
     assert first.staging_bytes == 8_000_000 + (1 << 20)
-    assert first.batches is plan.batches
-    assert plan.reading_first().lanes == first.reading_first().lanes
+    assert first.schedule.batches is plan.schedule.batches
+    assert plan.reading_first().schedule.lanes == first.reading_first().schedule.lanes
 
 
 def test_what_the_library_loads_counts_beside_slots():
@@ -638,7 +642,7 @@ def test_what_was_asked_for_and_is_nowhere_possible():
         with pytest.raises(Unsupported) as caught:
             make(in_a_row([(4,)], device=FAR), Devices({}, {FAR: NOT_REACHED}), route=route)
         assert caught.value.hint == NOT_REACHED
-    assert make([], reached(), route="direct").batches == ()
+    assert make([], reached(), route="direct").schedule.batches == ()
     both = Devices({FIRST: Device(FIRST), SECOND: Device(SECOND, NO_KERNELS)})
     assignments = [assignment(0, 0, (4,)), assignment(1, 100, (4,), device=SECOND)]
     with pytest.raises(Unsupported, match="needs kernels on the device") as caught:

@@ -12,7 +12,7 @@ import fastassign as fa
 from fastassign.catalog.file import WeightFile
 from fastassign.errors import ReadFailed
 from fastassign.streaming.buffers import ALIGNMENT, aligned_array, is_aligned
-from fastassign.streaming.source import FileSource, fill
+from fastassign.streaming.source import fill
 from support import faults
 
 CONTENT = np.random.default_rng(5).bytes(5000)
@@ -57,7 +57,7 @@ def test_nothing_to_read_asks_for_nothing(file):
 def test_the_end_of_the_file(file):
     memory, views = buffers_of([100, 100])
     with pytest.raises(fa.Truncated, match="ends at byte 5000, 80 bytes short"):
-        fill(FileSource(file), views, 4880, 200)
+        fill(file, views, 4880, 200)
     assert bytes(memory[0]) == CONTENT[4880:4980]
 
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 import fastassign as fa
 from fastassign.catalog.file import WeightFile
-from fastassign.streaming.source import FileSource
 from fastassign.streaming.unbuffered import UnbufferedFile, fill_pages
 from support.options import load_options
 from support.simulated import simulated
@@ -68,16 +67,16 @@ def test_it_is_the_file_that_is_open(tmp_path):
         (tmp_path / "other").write_bytes(bytes(len(CONTENT)))
         (tmp_path / "other").replace(path)
         try:
-            unbuffered = UnbufferedFile(file)
+            unbuffered = UnbufferedFile(file.descriptor)
         except OSError as error:
             pytest.skip(f"this file system has no O_DIRECT: {error}")
         lease = np.empty(12 * PAGE, dtype=np.uint8)
         view = lease[-lease.ctypes.data % PAGE :][: 11 * PAGE].data
         with unbuffered:
-            start = fill_pages(FileSource(unbuffered), view, 100, 9 * PAGE)
+            start = fill_pages(unbuffered, view, 100, 9 * PAGE)
     assert bytes(view[start : start + 9 * PAGE]) == CONTENT[100 : 100 + 9 * PAGE]
     with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(unbuffered.descriptor)
+        os.fstat(unbuffered._descriptor)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import re
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -296,7 +296,6 @@ def _driver():
     from support import simulated
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(fastassign.LoadOptions.__init__.__kwdefaults__, "slot_bytes", 16_384)
         with simulated.simulated(patch) as driver:
             yield
         COPIES.append(len(driver.copies))
@@ -306,6 +305,9 @@ def our_load(model, path, **arguments):
     """Load by fastassign."""
     if ACCELERATED:
         return accelerated_load(model, path, **arguments)
+    if ON_DEVICE:
+        options = arguments.get("options") or fastassign.LoadOptions()
+        arguments["options"] = replace(options, device=replace(options.device, slot_bytes=16_384))
     with _driver():
         return observe(lambda: fastassign.load_weights(model, path, **arguments))
 

@@ -5,15 +5,13 @@ import random
 import threading
 import time
 
-from fastassign.streaming.source import FileSource
-
 
 class Faulty:
     """A file that is read with faults.
 
     Parameters
     ----------
-    file : WeightFile
+    source : Source
         What is read.
     before : callable, optional
         Called with (number of the call, offset, bytes asked for) before each read; may raise, or sleep.
@@ -21,8 +19,8 @@ class Faulty:
         Called with the same; returns the most bytes to read.
     """
 
-    def __init__(self, file, *, before=None, cut=None):
-        self._inner, self._before, self._cut = FileSource(file), before, cut
+    def __init__(self, source, *, before=None, cut=None):
+        self._inner, self._before, self._cut = source, before, cut
         self._lock = threading.Lock()
         self.calls = 0
         self.threads = set()
@@ -52,10 +50,10 @@ def first_bytes(buffers, count):
 
 
 def faulty(**how):
-    """Return what ``execute`` takes as ``make_source``; the source it made is its attribute ``made``."""
+    """Return what a ``Runtime`` takes as ``make_source``; the source it made is its attribute ``made``."""
 
-    def make(file):
-        make.made = Faulty(file, **how)
+    def make(source):
+        make.made = Faulty(source, **how)
         return make.made
 
     return make

@@ -289,21 +289,24 @@ def same(differential, build, path, **options):
 
 
 def idle():
-    from fastassign.devices.staging import STAGING
+    from fastassign.runtime import process_runtime
 
     gc.collect()
-    assert STAGING.leased_bytes == 0 and stub.streams == stub.events == stub.violations == library.stub_depth() == 0
+    assert (
+        process_runtime().staging.leased_bytes == 0
+        and stub.streams == stub.events == stub.violations == library.stub_depth() == 0
+    )
 
 
 def one_load(differential, build, path):
-    from fastassign.devices.staging import STAGING
+    from fastassign.runtime import process_runtime
 
     for options in ({}, {"cut": "split"}, {"cut": "function"}, {"device_threads": 4}, {"page_lock": True}):
         report = same(differential, build, path, **options)
         assert set(report.routes) == {"direct", "fused"} and not report.fallbacks
         idle()
         assert stub.locked > 0 and stub.copies == stub.landed > 0
-    STAGING.release()
+    process_runtime().staging.release()
     assert stub.locked == 0
     stub.lock_status = 2
     report = same(differential, build, path)
@@ -340,7 +343,7 @@ def a_load_to_the_second(differential, build, path):
 
 def a_load_that_loses_the_device(differential, build, path):
     import fastassign
-    from fastassign.devices.staging import STAGING
+    from fastassign.runtime import process_runtime
 
     options = small(device_window_bytes=32 << 10)
     stock, ours = differential.perturb(build(), 3), differential.perturb(build(), 5)
@@ -359,7 +362,7 @@ def a_load_that_loses_the_device(differential, build, path):
     now = differential.snapshot(ours)
     changed = len(differential.differences(old, now))
     assert 0 < assigned < len(old) and changed == assigned == len(old) - len(differential.differences(new, now))
-    assert STAGING.leased_bytes == 0 and library.stub_depth() == 0
+    assert process_runtime().staging.leased_bytes == 0 and library.stub_depth() == 0
     with raises(DeviceFailed, "CUDA_ERROR_ILLEGAL_ADDRESS"):
         fastassign.load_weights(ours, path, options=options)
 

@@ -15,7 +15,6 @@ import numpy as np
 
 from fastassign.errors import DeviceFailed, NotPageLocked
 from fastassign.kernels.cast import cast_bits
-from fastassign.streaming.source import FileSource
 
 HOST = "/job:localhost/replica:0/task:0/device:CPU:0"
 DEVICES = tuple(f"/job:localhost/replica:0/task:0/device:CPU:{i}" for i in (1, 2))
@@ -162,11 +161,11 @@ class SimulatedDriver:
             self.memory.pop(address, None)
             self.taken[device] -= nbytes
 
-    def watched(self, make_source=FileSource):
+    def watched(self, make_source=lambda source: source):
         """Return what makes a source that notices reads into memory that is still copied from, and poisons it."""
 
-        def make(file):
-            return _Watched(make_source(file), self)
+        def make(source):
+            return _Watched(make_source(source), self)
 
         return make
 
@@ -301,9 +300,9 @@ class SimulatedFence:
 @contextmanager
 def simulated(monkeypatch, **how):
     """Put a simulated driver in place, with a pool of its own, and check afterwards that nothing was done wrong."""
-    from fastassign.assigning import execute
-    from fastassign.assigning.device import open_lane, tensors
-    from fastassign.devices import cuda, staging
+    from fastassign.assigning.device import tensors
+    from fastassign.devices import staging
+    from support.running import set_runtime
 
     driver = SimulatedDriver(**how)
     pool = driver.pool = staging.StagingPool()
@@ -319,12 +318,9 @@ def simulated(monkeypatch, **how):
         return locate(tensor, where)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cuda, "find_driver", lambda: driver)
-        patch.setattr(staging, "STAGING", pool)
-        patch.setattr(open_lane, "STAGING", pool)
+        set_runtime(patch, find_driver=lambda: driver, staging=pool, make_source=driver.watched())
         patch.setattr(tensors, "empty", empty)
         patch.setattr(tensors, "address", address)
-        patch.setitem(execute.execute.__kwdefaults__, "make_source", driver.watched())
         yield driver
     assert not driver.violations
     assert pool.leased_bytes == 0

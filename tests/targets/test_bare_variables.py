@@ -12,6 +12,7 @@ import tf_keras
 import fastassign as fa
 from fastassign.errors import Unsupported
 from support import attacks, differential, faults, models
+from support.running import with_source
 
 SHAPE = (4, 5)
 
@@ -463,7 +464,7 @@ def test_storage_that_ends(atomic, tmp_path):
     plan = fa.plan(made, path, atomic=atomic, options=None if atomic else small)
     last = max(r.extents[-1].offset for r in fa.inspect(path).contents.records.values())
     with pytest.raises(fa.Truncated) as caught:
-        plan.executor(plan, make_source=faults.ends_at(last))
+        with_source(plan, faults.ends_at(last)).execute()
     named = caught.value.assigned
     assert (named == ()) == atomic
     for i, each in enumerate(made.values()):

@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 
 from fastassign.assigning.device import tensors
+from fastassign.assigning.work import Work
 from fastassign.devices import cuda
 from fastassign.devices.ring import Ring, Slot
-from fastassign.devices.staging import STAGING, Locker, StagingBuffer
+from fastassign.devices.staging import Locker, StagingBuffer, StagingPool
 from fastassign.errors import DeviceFailed, NotPageLocked, annotate
 from fastassign.planning import lanes
-from fastassign.planning.plan import Plan
+from fastassign.runtime import Runtime
+
+
+@dataclass(frozen=True, slots=True)
+class SlotMemory:
+    """Where the memory of slots comes from.
+
+    Attributes
+    ----------
+    pool : StagingPool
+        The pool.
+    page_lock : bool or None
+        See ``DeviceOptions``.
+    limit_bytes : int
+        The most host memory for slots, idle memory of the pool included.
+    """
+
+    pool: StagingPool
+    page_lock: bool | None
+    limit_bytes: int
 
 
 class OpenLane:
@@ -24,10 +45,8 @@ class OpenLane:
         What the plan lays down.
     driver : Driver
         The driver of the device.
-    page_lock : bool, optional
-        See ``LoadOptions``.
-    limit_bytes : int
-        How much host memory there may be for slots, what lies idle included.
+    slots : SlotMemory
+        Where the memory of the slots comes from.
 
     Attributes
     ----------
@@ -41,7 +60,7 @@ class OpenLane:
         Why the ring is not page-locked; empty if it is, or nobody asked.
     """
 
-    def __init__(self, planned: lanes.Lane, driver: cuda.Driver, *, page_lock: bool | None, limit_bytes: int) -> None:
+    def __init__(self, planned: lanes.Lane, driver: cuda.Driver, slots: SlotMemory) -> None:
         self.device, self.fallback = planned.device, ""
         probe = tensors.empty((16,), "float32", planned.device)
         ordinal = driver.ordinal_of(planned.device, tensors.address(probe, planned.device))
@@ -51,24 +70,23 @@ class OpenLane:
         self._twin_addresses = [tensors.address(twin, self.device) for twin in self._twins]
         self.stream = driver.stream(ordinal)
         try:
-            self.ring = self._ring(planned, Locker(driver, ordinal), page_lock=page_lock, limit_bytes=limit_bytes)
+            self.ring = self._ring(planned, Locker(driver, ordinal), slots)
         except BaseException as error:
             _close(self.stream, self.device, error)
             raise
 
-    def _ring(self, planned: lanes.Lane, locker: Locker, *, page_lock: bool | None, limit_bytes: int) -> Ring:
+    def _ring(self, planned: lanes.Lane, locker: Locker, slots: SlotMemory) -> Ring:
         def lend(who: Locker | None) -> StagingBuffer:
-            return STAGING.lease(
-                planned.slot_bytes, owner=f"a load to {self.device}", locker=who, limit_bytes=limit_bytes
-            )
+            owner = f"a load to {self.device}"
+            return slots.pool.lease(planned.slot_bytes, owner=owner, locker=who, limit_bytes=slots.limit_bytes)
 
-        if page_lock is not False:
+        if slots.page_lock is not False:
             try:
                 return Ring(partial(lend, locker), planned.slots, self._mark)
             except NotPageLocked as error:
-                if page_lock:
+                if slots.page_lock:
                     raise
-                STAGING.release()  # what was locked is too little, and would lie beside what serves in its place
+                slots.pool.release()  # what was locked is too little, and would lie beside what serves in its place
                 self.fallback = (
                     f"{self.device}: {error}: copies go through memory that is not page-locked, which the driver "
                     "copies once more on the way"
@@ -103,12 +121,12 @@ class OpenLanes:
 
     Parameters
     ----------
-    plan : Plan
-        What lays them down.
+    work : Work
+        The load whose schedule lays them down.
     """
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
+    def __init__(self, work: Work) -> None:
+        self._work = work
         self._open: dict[str, OpenLane] = {}
 
     def __enter__(self) -> OpenLanes:
@@ -119,15 +137,13 @@ class OpenLanes:
         DeviceFailed, DeviceMemory, NotPageLocked, Budget
             One can't be opened.
         """
-        plan = self._plan
+        schedule, options, runtime = self._work.schedule, self._work.options, self._work.runtime
         # What the host stages beside the slots counts too.
-        beside = plan.staging_bytes - sum(lane.ring_bytes for lane in plan.lanes)
-        limit_bytes = plan.options.max_staging_bytes - beside
+        beside = schedule.staging_bytes - sum(lane.ring_bytes for lane in schedule.lanes)
+        slots = SlotMemory(runtime.staging, options.device.page_lock, options.max_staging_bytes - beside)
         try:
-            for planned in plan.lanes:
-                self._open[planned.device] = OpenLane(
-                    planned, _driver(), page_lock=plan.options.device.page_lock, limit_bytes=limit_bytes
-                )
+            for planned in schedule.lanes:
+                self._open[planned.device] = OpenLane(planned, _driver(runtime), slots)
         except BaseException as error:
             self._close(error)
             raise
@@ -165,8 +181,8 @@ def _close(what: OpenLane | cuda.Stream, device: str, error: BaseException | Non
         annotate(error, f"{device}, while the load was stopped: {failure}")
 
 
-def _driver() -> cuda.Driver:
-    driver = cuda.find_driver()
+def _driver(runtime: Runtime) -> cuda.Driver:
+    driver = runtime.find_driver()
     if isinstance(driver, cuda.Missing):  # a plan that was made where there is one, and carried out where there is none
         raise DeviceFailed(f"the plan goes to a device that can't be reached: {driver.reason}", hint=driver.hint)
     return driver

@@ -21,6 +21,7 @@ from fastassign.catalog.memory import ArrayRecord
 from fastassign.matching.assignment import Assignment
 from fastassign.planning.batches import Batch
 from fastassign.planning.routes import Placement
+from fastassign.streaming.buffers import Pool
 from fastassign.streaming.source import Source
 from fastassign.targets.variables import numpy_dtype_of
 
@@ -38,19 +39,19 @@ class ValueBatch(HostBatch):
     ----------
     batch : Batch
         What is allocated.
-    pooled : bool
-        Whether the memory comes from our own pool.
+    pool : Pool, optional
+        Where the memory comes from, in place of TensorFlow's allocator.
     """
 
     __slots__ = ("_arena", "_arrays", "_values")
 
-    def __init__(self, batch: Batch, *, pooled: bool) -> None:
+    def __init__(self, batch: Batch, pool: Pool | None = None) -> None:
         super().__init__(batch)
         # The values, and the same memory as writable arrays of the file's bytes.
         self._values: list[Any] = []
         self._arrays: list[np.ndarray[Any, Any]] = []
-        with nullcontext() if pooled else tf.device("CPU:0"):
-            self._arena = memory.Arena(batch.arena_bytes, pooled=pooled) if batch.arena_bytes else None
+        with tf.device("CPU:0") if pool is None else nullcontext():
+            self._arena = memory.Arena(batch.arena_bytes, pool) if batch.arena_bytes else None
             for placement, start in zip(batch.placements, batch.arena_starts, strict=True):
                 value, array = _allocate(placement, self._arena, start)
                 self._values.append(value)
@@ -108,9 +109,6 @@ class EagerBatch(ValueBatch):
 
     __slots__ = ()
 
-    def __init__(self, batch: Batch) -> None:
-        super().__init__(batch, pooled=False)
-
     def assign(self, journal: Journal) -> None:
         """Assign what was read; see ``OpenBatch.assign``."""
         members = zip(self.batch.placements, self._values, self._arrays, strict=True)
@@ -131,13 +129,15 @@ class FedBatch(ValueBatch):
     batch : Batch
         What is allocated.
     session : tf.compat.v1.Session
-        What runs.
+        Runs the assignments.
+    pool : Pool
+        Where the memory comes from.
     """
 
     __slots__ = ("_session",)
 
-    def __init__(self, batch: Batch, session: Any) -> None:
-        super().__init__(batch, pooled=True)
+    def __init__(self, batch: Batch, session: Any, pool: Pool) -> None:
+        super().__init__(batch, pool)
         self._session = session
 
     def assign(self, journal: Journal) -> None:
@@ -188,7 +188,7 @@ def _assign(journal: Journal, placement: Placement, value: Any, array: np.ndarra
 
 
 def _assign_by_library(journal: Journal, assignment: Assignment, array: np.ndarray[Any, Any]) -> None:
-    matching, target = journal.plan.matching, assignment.target
+    matching, target = journal.work.matching, assignment.target
     value: Any = array
     if matching.layout == "named" or (matching.library == "tf_keras" and matching.layout == "legacy"):
         # batch_set_value casts with numpy before it assigns.

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from fastassign.catalog.catalog import Catalog, CatalogEntry
-from fastassign.catalog.memory import ArrayRecord, MemoryCatalog
+from fastassign.catalog.memory import ArrayRecord, ArraysInMemory
+from fastassign.catalog.origin import Origin
 from fastassign.errors import Mismatch
 from fastassign.matching.assignment import Matching
 from fastassign.targets.bare import check_numeric
@@ -19,7 +20,7 @@ from fastassign.targets.variables import any_target, may_use_handles, numpy_dtyp
 _NO_NUMBERS = frozenset("OSUMm")
 
 
-def match_pairs(pairs: Iterable[tuple[Any, Any]]) -> list[tuple[Catalog | MemoryCatalog, Matching]]:
+def match_pairs(pairs: Iterable[tuple[Any, Any]]) -> list[tuple[Origin, Matching]]:
     """Match variables with arrays and with tensors of catalogs.
 
     Parameters
@@ -29,7 +30,7 @@ def match_pairs(pairs: Iterable[tuple[Any, Any]]) -> list[tuple[Catalog | Memory
 
     Returns
     -------
-    list of (Catalog or MemoryCatalog, Matching)
+    list of (Origin, Matching)
         One for the arrays, and one for each file.
 
     Raises
@@ -44,7 +45,7 @@ def match_pairs(pairs: Iterable[tuple[Any, Any]]) -> list[tuple[Catalog | Memory
     """
     handles = may_use_handles()
     arrays = Matching(library="tensorflow", layout="named")
-    matchings: dict[int, tuple[Catalog | MemoryCatalog, Matching]] = {}
+    matchings: dict[int, tuple[Origin, Matching]] = {}
     last = {id(_storage(variable)): (variable, value) for variable, value in pairs}
     for position, (variable, value) in enumerate(last.values()):
         if isinstance(value, CatalogEntry):
@@ -58,11 +59,11 @@ def match_pairs(pairs: Iterable[tuple[Any, Any]]) -> list[tuple[Catalog | Memory
             target = _target(variable, array.shape, key, handles=handles)
             arrays.assign_array(_array_record(key, array, target), target)
     if arrays.assignments:
-        matchings[0] = (MemoryCatalog(), arrays)
+        matchings[0] = (ArraysInMemory(), arrays)
     return list(matchings.values())
 
 
-def _matching(matchings: dict[int, tuple[Catalog | MemoryCatalog, Matching]], catalog: Catalog) -> Matching:
+def _matching(matchings: dict[int, tuple[Origin, Matching]], catalog: Catalog) -> Matching:
     if id(catalog) not in matchings:
         matchings[id(catalog)] = (catalog, Matching(library="tensorflow", layout="named"))
     return matchings[id(catalog)][1]

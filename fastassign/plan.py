@@ -1,0 +1,196 @@
+"""A load, decided in every detail before the first byte is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+from fastassign.catalog.origin import Origin
+from fastassign.catalog.records import TensorRecord
+from fastassign.errors import FastAssignError
+from fastassign.matching.assignment import Matching
+from fastassign.options import LoadOptions
+from fastassign.planning.routes import Placement
+from fastassign.planning.schedule import Schedule, reading_first
+from fastassign.progress import Callback, reporting
+from fastassign.report import Report
+from fastassign.runtime import Runtime
+from fastassign.text import printable
+
+_NOTHING: Mapping[str, float] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Plan:
+    """What a load will do. Nothing in it changes; executing it twice loads twice.
+
+    Attributes
+    ----------
+    origin : Origin
+        Where the values come from: the catalog of a file, or arrays in place of one.
+    matching : Matching
+        Which record goes into which variable.
+    options : LoadOptions
+        The knobs that it was made with.
+    schedule : Schedule
+        The batches, the ways to devices, and the memory that they take.
+    session : tf.compat.v1.Session or None
+        Runs the assignments, where the variables belong to a TensorFlow 1 graph.
+    runtime : Runtime
+        The parts of the process that its execution works with.
+    atomic : bool
+        Whether a load that fails leaves all variables as they were.
+    skip_mismatch : bool
+        Whether an object whose own method fails is skipped.
+    progress : bool or callable, optional
+        As for ``fastassign.load_weights``.
+    seconds : mapping of str to float
+        How long its stages took: ``index``, ``match``, ``plan``.
+    """
+
+    origin: Origin
+    matching: Matching
+    options: LoadOptions
+    schedule: Schedule
+    session: Any
+    runtime: Runtime
+    atomic: bool = False
+    skip_mismatch: bool = False
+    progress: bool | Callback | None = None
+    seconds: Mapping[str, float] = field(default=_NOTHING)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the load reads from the file, decoded."""
+        converted = sum(conversion.recipe.nbytes for conversion in self.matching.conversions.values())
+        return self.schedule.nbytes + sum(record.nbytes for record in self.hook_records) + converted
+
+    @property
+    def staging_bytes(self) -> int:
+        """The most host memory that values read but not yet assigned take at any time."""
+        return self.schedule.staging_bytes
+
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """Where values go to a device by TensorFlow's own copy: what is missing, and what that costs."""
+        return self.schedule.fallbacks
+
+    @property
+    def hook_records(self) -> list[TensorRecord]:
+        """Records of the layers that load themselves."""
+        return [record for hook in self.matching.hooks for record in hook.records.values()]
+
+    def execute(self, progress: bool | Callback | None = None) -> Report:
+        """Do what the plan says.
+
+        Parameters
+        ----------
+        progress : bool or callable, optional
+            As for ``fastassign.load_weights``.
+
+        Raises
+        ------
+        Changed (OSError)
+            The file was written to or replaced since the plan was made.
+        Truncated, ReadFailed (OSError)
+            While reading: the error's ``assigned`` names the variables that have new values already.
+        """
+        from fastassign.assigning.execute import execute  # imports TensorFlow
+
+        with reporting(self.progress if progress is None else progress) as callback:
+            return execute(self, callback)
+
+    def reading_first(self) -> Plan:
+        """Return the same plan with everything read before the first variable is assigned.
+
+        Raises
+        ------
+        Budget (MemoryError)
+            The values do not fit into ``options.max_staging_bytes`` all together.
+        """
+        try:
+            return replace(self, schedule=reading_first(self.schedule, self.matching, self.options))
+        except FastAssignError as error:
+            raise self.origin.name_in(error) from None
+
+    def rows(self) -> list[tuple[str, str, str, str, str, int]]:
+        """Return (variable, shape, dtype, route, record, bytes) of every variable, in the order of the file."""
+        rows = [
+            (p.assignment.target.name, str(p.assignment.target.shape), p.assignment.target.dtype, _describe(p),
+             p.assignment.record.key, p.nbytes)
+            for p in self.schedule.placements
+        ]  # fmt: skip
+        for hook in self.matching.hooks:
+            rows += [(str(hook.obj), str(r.shape), "", "hook", r.key, r.nbytes) for r in hook.records.values()]
+        rows += [
+            (c.target.name, str(c.target.shape), c.target.dtype, f"convert ({', '.join(c.recipe.steps)})",
+             c.recipe.key, c.recipe.nbytes)
+            for c in self.matching.conversions.values()
+        ]  # fmt: skip
+        return rows
+
+    def __str__(self) -> str:
+        """Show the plan as a table, with what is left over on both sides."""
+        schedule = self.schedule
+        rows = [(name, shape, dtype, route, key) for name, shape, dtype, route, key, _ in self.rows()]
+        head = ("variable", "shape", "dtype", "route", "from")
+        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+        lines = [
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)
+        ]
+        reads = sum(len(batch.reads) for batch in schedule.batches)
+        lines.append(
+            f"{len(rows)} tensors, {self.nbytes} bytes in {reads} reads, at most {schedule.staging_bytes} bytes staged"
+        )
+        lines += [
+            f"{lane.device}: {lane.slots} slots of {lane.slot_bytes} bytes on the way, at most {lane.peak_bytes} bytes "
+            "of the device beyond the variables"
+            for lane in schedule.lanes
+        ]
+        lines += [f"{route}: {why}" for route, why in schedule.reasons.items()]
+        for label, items in self._leftovers():
+            lines += [f"{label}: {item}" for item in items]
+        return "\n".join(map(printable, lines))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON-ready data."""
+        schedule, names = self.schedule, ("variable", "shape", "dtype", "route", "record", "bytes")
+        data: dict[str, Any] = {
+            "file": str(self.origin.path),
+            "library": self.matching.library,
+            "layout": self.matching.layout,
+            "bytes": self.nbytes,
+            "reads": sum(len(batch.reads) for batch in schedule.batches),
+            "window_bytes": schedule.window_bytes,
+            "staging_bytes": schedule.staging_bytes,
+            "lanes": [{**asdict(lane), "ring_bytes": lane.ring_bytes} for lane in schedule.lanes],
+            "reasons": dict(schedule.reasons),
+            "atomic": self.atomic,
+            "read_first": schedule.read_first,
+            "tensors": [dict(zip(names, row, strict=True)) for row in self.rows()],
+        }
+        data.update({label.replace(" ", "_"): list(items) for label, items in self._leftovers()})
+        json.dumps(data)  # what is returned can be written, always
+        return data
+
+    def _leftovers(self) -> list[tuple[str, Sequence[str]]]:
+        matching = self.matching
+        return [
+            ("fallback", self.fallbacks),
+            ("skipped", [*matching.skipped, *(f"{each.obj}: {each.error}" for each in matching.failures)]),
+            ("repaired", matching.repaired),
+            ("missing in the file", [target.name for target in matching.missing]),
+            ("unexpected in the file", [record.key for record in matching.unexpected]),
+        ]
+
+
+def _describe(placement: Placement) -> str:
+    assignment = placement.assignment
+    if assignment.fit == "cast":
+        return f"{placement.route} (cast from {assignment.record.dtype})"
+    if assignment.record.detail:
+        return f"{placement.route} ({assignment.record.detail})"
+    return placement.route
