@@ -20,8 +20,6 @@ from fastassign.report import Report
 from fastassign.runtime import Runtime
 from fastassign.text import printable
 
-_NOTHING: Mapping[str, float] = MappingProxyType({})
-
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Plan:
@@ -60,7 +58,7 @@ class Plan:
     atomic: bool = False
     skip_mismatch: bool = False
     progress: bool | Callback | None = None
-    seconds: Mapping[str, float] = field(default=_NOTHING)
+    seconds: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def nbytes(self) -> int:

@@ -84,11 +84,13 @@ class Workers:
     def stop(self) -> None:
         """Drop the jobs that have not begun, wait for those that have."""
         self._stopped = True
-        started = [thread for thread in self._threads if thread.ident is not None]
-        for _ in started:
+        # One for each thread: Ctrl-C may come while one is being started, which then runs without an `ident` yet, and
+        # would take the end of another, who would be waited for ever.
+        for _ in self._threads:
             self._jobs.put(None)
-        for thread in started:
-            thread.join()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join()
         # Errors that nobody collected hold what their threads stood in, this object included.
         self._done = SimpleQueue()
 

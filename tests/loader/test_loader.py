@@ -28,8 +28,8 @@ import fastassign as fa
 from fastassign.assigning.open_batch import OpenBatch
 from fastassign.errors import ReadFailed
 from fastassign.loader.loader import LoadFuture
+from fastassign.plan import Plan
 from fastassign.planning import batches
-from fastassign.planning.plan import Plan
 from support import attacks, faults, models
 from support import differential as d
 from support.options import load_options

@@ -333,13 +333,13 @@ def test_variables_on_the_host_go_as_they_went_without_devices(assignments, devi
     def routes(made):
         return {
             id(p.assignment): (p.route, p.arena_bytes, p.staged_bytes)
-            for batch in made.batches
+            for batch in made.schedule.batches
             for p in batch.placements
             if p.assignment.target.device in {"", HOST}
         }
 
     assert routes(plan) == routes(alone)
-    assert alone.lanes == ()
+    assert alone.schedule.lanes == ()
 
 
 def staged_on_the_host(plan):
@@ -389,7 +389,7 @@ def test_there_is_a_lane_for_each_device_that_is_used(assignments, devices, knob
     used = {batch.lane for batch in plan.schedule.batches if batch.lane}
     assert {lane.device for lane in plan.schedule.lanes} == used
     assert len(plan.schedule.lanes) == len(used)
-    assert plan.threads == (knobs["device_threads"] if used else plan.options.threads)
+    assert plan.schedule.threads == (knobs["device_threads"] if used else plan.options.threads)
     for lane in plan.schedule.lanes:
         own = [batch for batch in plan.schedule.batches if batch.lane == lane.device]
         assert 1 <= lane.slots <= sum(batch.jobs for batch in own)

@@ -91,3 +91,33 @@ def test_stopping_twice_and_without_jobs():
     workers.stop()
     workers.stop()
     assert readers() == []
+
+
+def test_an_interrupt_while_a_thread_is_started(monkeypatch):
+    """The thread runs, but does not know its own number yet: the others end all the same."""
+    start, late = threading.Thread.start, []
+
+    def interrupted(thread):
+        if thread.name == "fastassign-reader-1":
+            late.append(threading.Timer(0.05, start, (thread,)))
+            start(late[0])
+            raise KeyboardInterrupt
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    workers = Workers(4)
+    entered = []
+
+    def enter():
+        with pytest.raises(KeyboardInterrupt):
+            workers.__enter__()
+        entered.append(True)
+
+    entering = threading.Thread(target=enter, daemon=True)
+    start(entering)
+    entering.join(60)
+    assert entered == [True]
+    late[0].join(60)
+    for thread in readers():
+        thread.join(60)
+    assert readers() == []
