@@ -8,7 +8,7 @@ import tensorflow as tf
 import tf_keras
 
 import fastassign as fa
-from fastassign.planning.plan import Plan
+from fastassign.plan import Plan
 from support import differential as d
 from support import models, simulated
 from support.options import load_options
