@@ -9,7 +9,8 @@ import subprocess
 from dataclasses import dataclass
 from typing import Any
 
-from fastassign.devices import cuda
+from fastassign.devices import discover
+from fastassign.devices.driver import Missing
 from fastassign.errors import Unsupported
 
 # What TensorFlow opens before it looks at anything else.
@@ -38,7 +39,7 @@ class Card:
     name : str
         TensorFlow's full name of it.
     driver : Any
-        See ``fastassign.devices.cuda.Driver``; here also what else CUDA's has.
+        See ``fastassign.devices.driver.Driver``; here also what else CUDA's has.
     ordinal : int
         The driver's number of it.
     """
@@ -77,8 +78,8 @@ def find_card(device: str) -> Card:
         if number >= len(seen):
             raise Unsupported(f"TensorFlow sees no {device}: {why_unseen()}")
         name = seen[number].name
-    driver = cuda.find_driver()
-    if isinstance(driver, cuda.Missing):
+    driver = discover.find_driver()
+    if isinstance(driver, Missing):
         raise Unsupported(f"{name} can't be reached: {driver.reason}", hint=driver.hint)
     probe = tensors.empty((16,), "float32", name)
     full = str(probe.device)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from fastassign.devices.cuda import Fence
+from fastassign.devices.driver import Fence
 from fastassign.devices.staging import StagingBuffer
 from fastassign.errors import DeviceFailed
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fastassign.devices.cuda import Driver
+from fastassign.devices.driver import Driver
 from fastassign.errors import Budget, DeviceFailed, NotPageLocked
 from fastassign.planning.lanes import whole_pages
 

@@ -11,8 +11,9 @@ import tensorflow as tf
 
 import fastassign as fa
 from fastassign.assigning.execute import execute
-from fastassign.devices import cuda
+from fastassign.devices import discover
 from fastassign.devices.discover import find_devices
+from fastassign.devices.driver import Missing
 from fastassign.errors import DeviceFailed, DeviceMemory, NotPageLocked, ReadFailed, Unsupported
 from fastassign.kernels.scatter import available
 from fastassign.matching.assignment import Assignment, Matching
@@ -172,7 +173,7 @@ class TestLostDevice:
         plan = fa.plan(made, path, options=tiny())
         old = contents(made)
         with monkeypatch.context() as patch:
-            patch.setattr(cuda, "find_driver", lambda: cuda.Missing("it was taken out", "put it back"))
+            patch.setattr(discover, "find_driver", lambda: Missing("it was taken out", "put it back"))
             with pytest.raises(DeviceFailed, match="it was taken out") as caught:
                 plan.execute()
         assert caught.value.hint == "put it back"
@@ -441,7 +442,7 @@ def planned(path, *, dtype="float32", device=GPU, devices=None, **how):
 class TestWithoutADriver:
     @pytest.fixture(autouse=True)
     def missing(self, monkeypatch):
-        monkeypatch.setattr(cuda, "find_driver", lambda: cuda.Missing("there is none", "get one"))
+        monkeypatch.setattr(discover, "find_driver", lambda: Missing("there is none", "get one"))
 
     def test_values_go_by_tensorflows_own_copy_and_the_plan_says_so(self, path):
         plan = planned(path)
@@ -465,7 +466,7 @@ class TestWithoutADriver:
             raise AssertionError("nobody needs a driver")
 
         assert find_devices(["/job:localhost/replica:0/task:0/device:TPU:0"], kernels=True).fallbacks == {}
-        monkeypatch.setattr(cuda, "find_driver", asked)
+        monkeypatch.setattr(discover, "find_driver", asked)
         assert find_devices(["", simulated.HOST], kernels=True).reached == {}
 
 
@@ -477,7 +478,7 @@ class TestChoices:
                 return device == GPU
 
         self.driver = Card(kernels=False)
-        monkeypatch.setattr(cuda, "find_driver", lambda: self.driver)
+        monkeypatch.setattr(discover, "find_driver", lambda: self.driver)
 
     def test_without_kernels_casts_go_by_the_library(self, path):
         plan = planned(path, dtype="bfloat16")

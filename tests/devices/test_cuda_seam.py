@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from fastassign.devices import cuda
+from fastassign.devices.discover import find_driver
 from fastassign.errors import DeviceFailed, NotPageLocked
 from fastassign.kernels import scatter
 
@@ -288,20 +289,20 @@ def test_marks_may_outlive_the_interpreter():
 
 def test_a_kernel_that_can_not_be_launched(monkeypatch):
     launched = []
-    monkeypatch.setattr(scatter, "launch", lambda **how: launched.append(how))
+    monkeypatch.setattr(scatter, "launch", lambda work, **where: launched.append((work, where)))
     driver, bindings = seam(devices=2)
     bindings._cuStreamCreate = lambda flags: (77,)
     stream = driver.stream(1)
-    launch = cuda.Scatter(8, 16, 24, 32, 40, rows=1, longest=2, kind="copy")
-    stream.scatter(launch)
-    assert (launched[0]["stream"], launched[0]["ordinal"], launched[0]["kind"]) == (77, 1, "copy")
+    work = scatter.Scatter(8, 16, 24, 32, 40, rows=1, longest=2, kind="copy")
+    stream.scatter(work)
+    assert launched == [(work, {"stream": 77, "ordinal": 1})]
 
-    def fail(**how):
+    def fail(work, **where):
         raise ArithmeticError("from numba")
 
     monkeypatch.setattr(scatter, "launch", fail)
     with pytest.raises(DeviceFailed, match="could not be launched: ArithmeticError: from numba") as caught:
-        stream.scatter(launch)
+        stream.scatter(work)
     assert "NUMBA_DISABLE_CUDA=1" in caught.value.hint
 
 
@@ -314,7 +315,7 @@ def found(monkeypatch, bindings):
     package.driver = bindings
     monkeypatch.setitem(sys.modules, "cuda", None if bindings is None else types.ModuleType("cuda"))
     monkeypatch.setitem(sys.modules, "cuda.bindings", None if bindings is None else package)
-    return cuda.find_driver.__wrapped__()
+    return find_driver.__wrapped__()
 
 
 def test_a_driver_is_found(monkeypatch):
@@ -323,7 +324,7 @@ def test_a_driver_is_found(monkeypatch):
 
 def test_without_the_package(monkeypatch):
     missing = found(monkeypatch, None)
-    assert missing.reason.startswith("the package cuda-bindings is not here (")
+    assert missing.reason.startswith("the package cuda-bindings is not installed (")
     assert missing.hint == "pip install fastassign[cuda]"
 
 

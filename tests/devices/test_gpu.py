@@ -22,7 +22,8 @@ import fastassign
 from fastassign.benchmarks.cases.compare import check_equal, perturb
 from fastassign.benchmarks.device.card import why_unseen
 from fastassign.benchmarks.device.models import policy
-from fastassign.devices import cuda
+from fastassign.devices import discover
+from fastassign.devices.driver import Missing
 from support.options import load_options
 from support.simulated import DEVICES, simulated
 
@@ -53,15 +54,15 @@ def card(request, monkeypatch):
     seen = tf.config.list_logical_devices("GPU")
     if not seen:
         pytest.skip(f"TensorFlow sees no card: {why_unseen()}. {HOW}")
-    driver = cuda.find_driver()
-    if isinstance(driver, cuda.Missing):
+    driver = discover.find_driver()
+    if isinstance(driver, Missing):
         pytest.skip(f"{driver.reason} ({driver.hint})")
     with tf.device(seen[0].name):
         yield tf.identity(tf.constant(0.0)).device
 
 
 def needs_kernels(card):
-    missing = cuda.find_driver().kernels_missing()
+    missing = discover.find_driver().kernels_missing()
     if missing:
         pytest.skip(f"{card}: {missing}")
 
@@ -166,7 +167,7 @@ def test_without_the_fast_way_it_is_right_too(card, paths, how, monkeypatch):
     model = build(card)
     with monkeypatch.context() as patch:
         if how == "no driver":
-            patch.setattr(cuda, "find_driver", lambda: cuda.Missing("there is none", "get one"))
+            patch.setattr(discover, "find_driver", lambda: Missing("there is none", "get one"))
         report = check(model, paths[0], options)
     if how == "not page-locked":
         assert set(report.routes) == {"fused"}

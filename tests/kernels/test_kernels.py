@@ -1,5 +1,6 @@
 """Casts on bit patterns give what stock gives, NaNs included; the CUDA kernels give the same, in numba's simulator."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -217,27 +218,28 @@ def test_the_grid_suits_the_rows():
     assert scatter.grid(932, 4)[0] == 1
 
 
-def arguments(**changed):
-    return {
-        "stream": 0, "source": 256, "source_nbytes": 64, "destination": 512, "destination_nbytes": 64, "table": 1024,
-        "rows": 1, "longest": 16, "kind": "copy", "ordinal": 0, **changed,
-    }  # fmt: skip
+def launch(**changed):
+    work = scatter.Scatter(
+        source=256, source_nbytes=64, destination=512, destination_nbytes=64,
+        table=1024, rows=1, longest=16, kind="copy",
+    )  # fmt: skip
+    scatter.launch(dataclasses.replace(work, **changed), stream=0, ordinal=0)
 
 
-def test_what_launch_refuses():
+def test_launch_refuses_unknown_kinds_and_unaligned_addresses():
     with pytest.raises(ValueError, match="kind must be one of copy, bfloat16, float16, not 'float32'"):
-        scatter.launch(**arguments(kind="float32"))
+        launch(kind="float32")
     for name in ("source", "destination", "table"):
         with pytest.raises(ValueError, match="multiples of 8"):
-            scatter.launch(**arguments(**{name: 260}))
+            launch(**{name: 260})
 
 
-def test_nothing_to_do_needs_no_card():
-    scatter.launch(**arguments(rows=0))
-    scatter.launch(**arguments(longest=0))
+def test_an_empty_table_needs_no_card():
+    launch(rows=0)
+    launch(longest=0)
 
 
-def test_without_a_card_it_says_why():
+def test_without_a_card_the_reason_is_given():
     code = (
         "import json, sys\n"
         "from fastassign.kernels import cast, scatter\n"
@@ -291,13 +293,12 @@ def test_launch_on_a_card(cuda, kind, own_stream):
         start = -(-(start + count) // 8) * 8
     source, table = cuda.to_device(slab), cuda.to_device(np.array(rows, np.int64))
     cuda.synchronize()
-    scatter.launch(
-        stream=handle,
+    work = scatter.Scatter(
         source=address(source), source_nbytes=slab.nbytes,
         destination=base, destination_nbytes=end - base,
-        table=address(table), rows=len(rows), longest=max(counts),
-        kind=kind, ordinal=0,
+        table=address(table), rows=len(rows), longest=max(counts), kind=kind,
     )  # fmt: skip
+    scatter.launch(work, stream=handle, ordinal=0)
     cuda.synchronize()
     for (start, _, count), data, array in zip(rows, before, on_card, strict=True):
         dtype = np.uint8 if kind == "copy" else np.uint16
@@ -311,12 +312,11 @@ def test_every_pattern_on_a_card(cuda):
         source, result = cuda.to_device(PATTERNS), cuda.to_device(np.zeros(PATTERNS.shape, np.uint16))
         table = cuda.to_device(np.array([(0, 0, len(PATTERNS))], np.int64))
         cuda.synchronize()
-        scatter.launch(
-            stream=0,
+        work = scatter.Scatter(
             source=address(source), source_nbytes=PATTERNS.nbytes,
             destination=address(result), destination_nbytes=2 * len(PATTERNS),
-            table=address(table), rows=1, longest=len(PATTERNS),
-            kind=kind, ordinal=0,
+            table=address(table), rows=1, longest=len(PATTERNS), kind=kind,
         )  # fmt: skip
+        scatter.launch(work, stream=0, ordinal=0)
         cuda.synchronize()
         np.testing.assert_array_equal(result.copy_to_host(), cast_bits(PATTERNS, kind))

@@ -303,7 +303,7 @@ def simulated(monkeypatch, **how):
     """Put a simulated driver in place, with a pool of its own, and check afterwards that nothing was done wrong."""
     from fastassign.assigning import execute
     from fastassign.assigning.device import open_lane, tensors
-    from fastassign.devices import cuda, staging
+    from fastassign.devices import discover, staging
 
     driver = SimulatedDriver(**how)
     pool = driver.pool = staging.StagingPool()
@@ -319,7 +319,7 @@ def simulated(monkeypatch, **how):
         return locate(tensor, where)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cuda, "find_driver", lambda: driver)
+        patch.setattr(discover, "find_driver", lambda: driver)
         patch.setattr(staging, "STAGING", pool)
         patch.setattr(open_lane, "STAGING", pool)
         patch.setattr(tensors, "empty", empty)
