@@ -393,7 +393,7 @@ class TestThreads:
 
         def progress(event):
             old = contents(models[1])
-            with pytest.raises(fa.Budget, match="are out") as caught:
+            with pytest.raises(fa.Budget, match="are leased to a load to") as caught:
                 fa.load_weights(models[1], path, options=options)
             assert caught.value.assigned == ()
             assert_state(models[1], (), old, new)

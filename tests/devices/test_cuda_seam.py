@@ -1,4 +1,4 @@
-"""The seam to CUDA's driver: what it makes of the bindings' answers, and the real bindings on a stand-in of libcuda."""
+"""CUDA's driver: its use of the bindings' answers, and the real bindings on a stand-in for libcuda."""
 
 import ast
 import gc
@@ -37,7 +37,7 @@ class Status(IntEnum):
 
 
 class Bindings:
-    """What ``cuda.bindings.driver`` is: functions that return a status and, if they have one, a result.
+    """A stand-in for ``cuda.bindings.driver``: functions that return a status and, if they have one, a result.
 
     ``failing`` maps names of functions to a status that they return, or an error that they raise.
     """
@@ -109,7 +109,7 @@ class Bindings:
 
 
 def seam(devices=1, **failing):
-    """Return a driver of which nothing failed yet, and its bindings, of which something will."""
+    """Return a driver that was made without an error, and its bindings, of which some functions fail from now on."""
     bindings = Bindings(devices)
     driver = cuda.CudaDriver(bindings)
     bindings.failing = failing
@@ -124,13 +124,13 @@ def seam(devices=1, **failing):
     [
         (Status.CUDA_ERROR_ILLEGAL_ADDRESS, "cuInit: CUDA_ERROR_ILLEGAL_ADDRESS (the text)"),
         (Status.CUDA_ERROR_NEW, "cuInit: CUDA_ERROR_NEW"),
-        # As bindings of CUDA 12 and 13.0 tell of a status that they don't know, and newer ones.
+        # The errors of bindings of CUDA 12 and 13.0, and of newer ones, for a status that they don't know.
         (KeyError(4242), "cuInit: a status that the bindings don't know (4242)"),
         (ValueError("4242 is not a valid CUresult"), "cuInit: a status that the bindings don't know (4242 is not"),
         (RuntimeError('Function "cuInit" not found'), 'cuInit: Function "cuInit" not found'),
     ],
 )
-def test_errors_say_what_failed_and_why(failure, text):
+def test_errors_name_the_function_and_the_reason(failure, text):
     driver, _ = seam(cuInit=failure)
     with pytest.raises(DeviceFailed) as caught:
         driver.call("cuInit", 0)
@@ -138,7 +138,7 @@ def test_errors_say_what_failed_and_why(failure, text):
     assert caught.value.hint
 
 
-def test_calls_return_what_the_driver_returns():
+def test_calls_return_the_drivers_result():
     driver, _ = seam(devices=3)
     assert driver.count == 3
     assert driver.call("cuInit", 0) is None
@@ -193,14 +193,14 @@ def test_contexts_are_left_whatever_fails(function):
     assert not bindings.contexts and not bindings.events
 
 
-def test_who_can_not_enter_need_not_leave():
+def test_a_context_that_was_not_entered_is_not_left():
     driver, bindings = seam(cuCtxPushCurrent=Status.CUDA_ERROR_ILLEGAL_ADDRESS)
     with pytest.raises(DeviceFailed, match="cuCtxPushCurrent"):
         driver.stream(0)
     assert "cuCtxPopCurrent" not in bindings.names()
 
 
-def test_leaving_does_not_hide_what_failed_before():
+def test_leaving_does_not_hide_an_earlier_error():
     failing = {"cuCtxPopCurrent": Status.CUDA_ERROR_ILLEGAL_ADDRESS}
     driver, bindings = seam(**failing)
     with pytest.raises(DeviceFailed, match="cuCtxPopCurrent"):
@@ -231,7 +231,7 @@ def test_the_only_device_is_the_first():
     assert "cuPointerGetAttribute" not in bindings.names()
 
 
-def test_of_several_devices_the_address_tells():
+def test_the_address_tells_one_of_several_devices():
     driver, bindings = seam(devices=2)
     assert [driver.ordinal_of(GPU, address) for address in (0, 1234)] == [0, 1]
     bindings.failing["cuPointerGetAttribute"] = Status.CUDA_ERROR_INVALID_CONTEXT
@@ -310,7 +310,7 @@ def test_a_kernel_that_can_not_be_launched(monkeypatch):
 
 
 def found(monkeypatch, bindings):
-    """Return what find_driver finds where these are the bindings; None where the package is missing."""
+    """Return the result of find_driver with these bindings; ``None`` stands for a missing package."""
     package = types.ModuleType("cuda.bindings")
     package.driver = bindings
     monkeypatch.setitem(sys.modules, "cuda", None if bindings is None else types.ModuleType("cuda"))
@@ -385,7 +385,7 @@ def libcuda(tmp_path_factory):
 
 def run(libcuda, *program):
     paths = [str(libcuda), os.environ.get("LD_LIBRARY_PATH")]
-    # numba would want more of a driver than there is.
+    # numba would call functions that the stand-in lacks.
     environment = {
         **os.environ,
         "LD_LIBRARY_PATH": os.pathsep.join(filter(None, paths)),
