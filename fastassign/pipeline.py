@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fastassign.catalog.catalog import Catalog, open_catalog
+from fastassign.catalog.catalog import Catalog
+from fastassign.catalog.indexing import open_catalog
 from fastassign.catalog.memory import MemoryCatalog
 from fastassign.errors import FastAssignError, Unsupported
 from fastassign.matching.assignment import Matching

@@ -182,7 +182,7 @@ def member(path):
 
 @pytest.mark.skipif(not CORPUS, reason="FASTASSIGN_CORPUS names no folder of real files")
 class TestCorpus:
-    """Files that other people wrote, over ten years."""
+    """Files that other people wrote over ten years."""
 
     FILES = sorted(Path(CORPUS).iterdir()) if CORPUS else []
 

@@ -8,7 +8,7 @@ import pytest
 from h5py import h5t
 
 import fastassign as fa
-from fastassign.catalog import hdf5
+from fastassign.catalog import hdf5, hdf5_index
 from fastassign.catalog.catalog import numpy_dtype
 from fastassign.catalog.classic import index as classic
 from fastassign.catalog.file import WeightFile
@@ -152,7 +152,7 @@ def path(request, tmp_path):
 
 
 def read_contents(file):
-    return hdf5.read_contents(file, base=0, size=file.size, limits=fa.Limits(), allow=frozenset())
+    return hdf5_index.read_contents(file, base=0, size=file.size, limits=fa.Limits(), allow=frozenset())
 
 
 def test_the_index_is_what_h5py_finds(path):
