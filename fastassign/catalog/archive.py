@@ -154,9 +154,7 @@ def _data_offset(file: WeightFile, info: zipfile.ZipInfo) -> int:
     header = file.read(info.header_offset, _LOCAL_HEADER.size)
     signature, *_, name_length, extra_length = _LOCAL_HEADER.unpack(header)
     if signature != _LOCAL_SIGNATURE:
-        raise Malformed(
-            f"{MEMBER} has no local header at its offset", file=file.path, tensor=MEMBER
-        )
+        raise Malformed(f"{MEMBER} has no local header at its offset", file=file.path, tensor=MEMBER)
     start = info.header_offset + _LOCAL_HEADER.size + int(name_length) + int(extra_length)
     if start + info.file_size > file.size:
         raise Truncated(f"{MEMBER} reaches past the end of the archive", file=file.path, tensor=MEMBER)

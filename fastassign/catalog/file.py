@@ -95,7 +95,7 @@ class WeightFile:
             piece = os.pread(self.descriptor, missing, offset + nbytes - missing)
             if not piece:
                 raise Truncated(
-                    f"{self.path} ends at byte {offset + nbytes - missing}, {missing} bytes short of what it declares",
+                    f"{self.path} ends at byte {offset + nbytes - missing}, {missing} bytes short of its declared data",
                     file=self.path,
                     hint="the file was cut short: copy or save it again",
                 )

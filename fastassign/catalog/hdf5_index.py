@@ -248,9 +248,7 @@ class _Walk:
                 continue
             self._text_bytes += sum(map(len, values))
             if self._text_bytes > self._limits.max_text_bytes:
-                raise self._over(
-                    "max_text_bytes", f"names take more than {self._limits.max_text_bytes} bytes"
-                )
+                raise self._over("max_text_bytes", f"names take more than {self._limits.max_text_bytes} bytes")
             self._texts[path, name] = values
 
     def _allowed(self, key: str, rule: str, message: str) -> bool:

@@ -20,7 +20,7 @@ from fastassign.errors import FastAssignError, Malformed, Refused
 RULES: dict[str, str] = {
     "soft-link": "a name that points to another path of the file",
     "external-link": "a name that points into another file",
-    "external-storage": "a dataset whose bytes stand in other files",
+    "external-storage": "a dataset whose bytes are in other files",
     "virtual-dataset": "a dataset assembled from other datasets or files",
     "filter": "a compression filter other than gzip, shuffle and fletcher32",
     "expansion": "a dataset that declares far more bytes than the file stores for it",

@@ -42,7 +42,7 @@ class GlobalHeap:
         Raises
         ------
         NotClassicError
-            There is no such object, it is too large for a name, or the collection holds more than allowed.
+            The object does not exist or is too large for a name, or the collection holds more than allowed.
         """
         if not nbytes and not collection:  # an empty string is stored like this
             return b""

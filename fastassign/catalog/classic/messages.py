@@ -80,7 +80,7 @@ def _known_datatypes() -> dict[bytes, tuple[str, int]]:
     return known
 
 
-#: Datatype messages of the accepted datasets, padded as they stand in a version-1 object header, with numpy's
+#: Datatype messages of the accepted datasets, padded as in a version-1 object header, with numpy's
 #: ``dtype.str`` and the bytes of an element ("The Datatype Message", version 1).
 DATATYPES = _known_datatypes()
 
@@ -129,7 +129,7 @@ def layout(body: bytes) -> tuple[bool, int, int]:
     Returns
     -------
     contiguous : bool
-        Whether the data stands apart from the message.
+        Whether the data is outside of the message.
     address : int
         The address of contiguous data; of compact data, its offset within the message.
     nbytes : int
