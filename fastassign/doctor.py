@@ -13,7 +13,7 @@ from fastassign.benchmarks.device import card as cards
 from fastassign.benchmarks.limits.roofline import Limit
 from fastassign.benchmarks.machine import versions
 from fastassign.catalog import index_cache
-from fastassign.devices import cuda
+from fastassign.devices.driver import Missing
 from fastassign.errors import NotPageLocked
 from fastassign.options import LoadOptions
 from fastassign.runtime import process_runtime
@@ -53,7 +53,7 @@ def checks(folder: Path | None = None) -> Iterator[tuple[str, str]]:
 def _gpu() -> Iterator[tuple[str, str]]:
     """Yield what the way to a GPU looks like; where there is no card, one line."""
     driver = process_runtime().find_driver()
-    if isinstance(driver, cuda.Missing):
+    if isinstance(driver, Missing):
         missing = cards.unopened("libcuda.so.1")
         if missing:
             yield "gpu", f"no driver of NVIDIA's is here ({missing})"
@@ -87,7 +87,7 @@ def _card() -> Iterator[tuple[str, str]]:
     if not tf.config.list_logical_devices("GPU"):
         yield "gpu", f"TensorFlow sees none: {cards.why_unseen()}"
         return
-    if isinstance(process_runtime().find_driver(), cuda.Missing):
+    if isinstance(process_runtime().find_driver(), Missing):
         return  # said before
     card = cards.find_card("gpu")
     about = cards.describe(card)

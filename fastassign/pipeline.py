@@ -10,7 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from fastassign.catalog.catalog import Catalog, open_catalog
+from fastassign.catalog.catalog import Catalog
+from fastassign.catalog.indexing import open_catalog
 from fastassign.catalog.memory import ArraysInMemory
 from fastassign.catalog.origin import Origin
 from fastassign.devices.discover import find_devices

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fastassign.devices import cuda
+from fastassign.devices.discover import find_driver
+from fastassign.devices.driver import Driver, Missing
 from fastassign.devices.staging import StagingPool
-from fastassign.streaming.buffers import Pool
+from fastassign.streaming.buffers import ArenaPool
 from fastassign.streaming.source import Source
 
 
@@ -21,16 +22,16 @@ class Runtime:
         Returns the driver of the devices that values are copied to, or what is missing.
     staging : StagingPool
         Host memory that devices copy from.
-    arenas : Pool
+    arenas : ArenaPool
         Host memory that sessions of TensorFlow 1 are fed from.
     make_source : callable
         Gets the source of a load, an open origin or a file past the page cache, and returns the one to read by: the
         same, unless faults are put in between.
     """
 
-    find_driver: Callable[[], cuda.Driver | cuda.Missing]
+    find_driver: Callable[[], Driver | Missing]
     staging: StagingPool
-    arenas: Pool
+    arenas: ArenaPool
     make_source: Callable[[Source], Source]
 
     def release(self) -> None:
@@ -44,7 +45,7 @@ def _itself(source: Source) -> Source:
 
 
 # One for the process: the memory that one load gives back serves the next, whoever asks for it.
-_PROCESS = Runtime(find_driver=cuda.find_driver, staging=StagingPool(), arenas=Pool(), make_source=_itself)
+_PROCESS = Runtime(find_driver=find_driver, staging=StagingPool(), arenas=ArenaPool(), make_source=_itself)
 
 
 def process_runtime() -> Runtime:

@@ -1,8 +1,8 @@
-"""Casts of float32 that are done on bit patterns, as the numpy that TensorFlow is fed by does them.
+"""Casts of float32 on bit patterns, equal to numpy's.
 
-Keras 3, tf_keras and TensorFlow 1 sessions let numpy cast an array, or a dataset, before TensorFlow sees it: it rounds
-to nearest, ties to even, keeps denormals, and becomes infinite from halfway beyond the largest number on. ``tf.cast``,
-which comes into play only where a tensor is assigned, gives the same numbers, but not the same NaNs:
+Keras 3, tf_keras and TensorFlow 1 sessions let numpy cast an array, or a dataset, before TensorFlow sees it. numpy
+rounds to nearest, ties to even, keeps denormals, and gives infinity from halfway beyond the largest number on.
+``tf.cast``, which comes into play only where a tensor is assigned, gives the same numbers, but other NaNs:
 
 ========  =====================================  ==========================================================
           numpy                                  ``tf.cast`` on a CPU
@@ -25,23 +25,23 @@ import numpy as np
 
 Cast = Literal["bfloat16", "float16"]
 
-# By the names of the dtypes from and to.
+# Keys: the names of the dtypes to cast from and to.
 CASTS: Mapping[tuple[str, str], Cast] = MappingProxyType(
     {("float32", "bfloat16"): "bfloat16", ("float32", "float16"): "float16"}
 )
 
 
 def cast_bits(source: np.ndarray[Any, Any], destination: np.ndarray[Any, Any], kind: Cast) -> None:
-    """Cast as stock does: the measure of every other way to do it.
+    """Cast exactly as stock Keras does; every other implementation is compared with this one.
 
     Parameters
     ----------
     source : ndarray of uint32
         Bit patterns of float32.
     destination : ndarray of uint16
-        Takes the bit patterns; of the same shape.
+        Receives the bit patterns; of the same shape.
     kind : {"bfloat16", "float16"}
-        What the destination holds.
+        The dtype of the destination.
     """
     dtype: np.dtype[Any] = np.dtype(np.float16)
     if kind == "bfloat16":
@@ -53,7 +53,7 @@ def cast_bits(source: np.ndarray[Any, Any], destination: np.ndarray[Any, Any], k
 
 
 def quiet_bit() -> int:
-    """Return the bit that numpy sets in every float16 NaN: 0, or 0x0200 where it was built to cast in hardware."""
+    """Return the bit that numpy sets in every float16 NaN: 0, or 0x0200 where numpy was built to cast in hardware."""
     half = np.empty(1, np.uint16)
     cast_bits(np.array([0x7F800001], np.uint32), half, "float16")
     return int(half[0]) & 0x0200

@@ -1,4 +1,4 @@
-"""What runs on the card. Imports numba: imported by ``fastassign.kernels.scatter`` at the first launch."""
+"""The CUDA kernels. ``fastassign.kernels.scatter`` imports this module, and so numba, at the first launch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from numba import cuda
 def _kernel(function: Callable[..., None]) -> Any:
     try:
         return cuda.jit(cache=True)(function)
-    except RuntimeError:  # neither beside this file nor in the user's cache may anything be written
+    except RuntimeError:  # numba may write neither beside this file nor into the user's cache
         return cuda.jit(function)
 
 
-# The arithmetic is that of int64 throughout: numba makes float64 of uint64 and a signed number.
+# All arithmetic is on int64: numba would turn uint64 and a signed number into float64.
 
 
 @cuda.jit(device=True)
@@ -31,33 +31,33 @@ def bfloat16_bits(bits: Any) -> Any:
 def float16_bits(bits: Any, quiet: Any) -> Any:
     """Cast the bit pattern of a float32 to that of a float16, as ``fastassign.kernels.cast.cast_bits`` does.
 
-    ``quiet`` is set in every NaN. (The card's own cast makes one and the same NaN of all.)
+    The bits of ``quiet`` are set in every NaN. (The card's own cast turns all NaNs into the same one.)
     """
     sign = bits >> 16 & 0x8000
     magnitude = bits & 0x7FFFFFFF
     if magnitude > 0x7F800000:
         nan = 0x7C00 | quiet | (magnitude >> 13 & 0x03FF)
-        # A payload that is all in the lower bits would leave an infinity.
+        # A NaN whose payload is in the lower bits alone would become an infinity.
         return sign | (nan if nan & 0x03FF else nan | 1)
     exponent = magnitude >> 23
     if exponent >= 113:
         shift = 13
-        significand = magnitude - (112 << 23)  # the exponent, rebased, stays in front and takes the carry
+        significand = magnitude - (112 << 23)  # the rebased exponent stays in front and takes the carry
     else:
-        # Denormal: the leading one is written out. From 25 on the shift leaves 0 of every significand.
+        # Denormal: the leading one is written out. A shift of 25 or more leaves 0 of every significand.
         shift = min(126 - exponent, 25)
         significand = (magnitude & 0x007FFFFF) | 0x00800000
     rounded = (significand + (1 << (shift - 1)) - 1 + (significand >> shift & 1)) >> shift
     return sign | min(rounded, 0x7C00)
 
 
-# Both kernels: the grid's y runs over the rows of the table, its x over the elements of a row, and both stride, so that
-# any grid does the whole work, and a long row is done by as many blocks as the grid is wide.
+# In both kernels the grid's y runs over the rows of the table and its x over the elements of a row. Both stride: a grid
+# of any size does all of the work, and as many blocks share a long row as the grid is wide.
 
 
 @_kernel
 def scatter_bytes(source: Any, destination: Any, source_words: Any, destination_words: Any, table: Any) -> None:
-    """Copy the rows of ``table``, which counts in bytes; the words (uint64) lie over the same memory as the bytes."""
+    """Copy the rows of ``table``, which counts in bytes; the words (uint64) view the same memory as the bytes."""
     first = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     stride = cuda.gridDim.x * cuda.blockDim.x
     for row in range(cuda.blockIdx.y, table.shape[0], cuda.gridDim.y):

@@ -9,7 +9,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import Any
 
-from fastassign.devices import cuda
+from fastassign.devices.driver import Missing
 from fastassign.errors import Unsupported
 from fastassign.runtime import process_runtime
 
@@ -39,7 +39,7 @@ class Card:
     name : str
         TensorFlow's full name of it.
     driver : Any
-        See ``fastassign.devices.cuda.Driver``; here also what else CUDA's has.
+        See ``fastassign.devices.driver.Driver``; here also what else CUDA's has.
     ordinal : int
         The driver's number of it.
     """
@@ -79,7 +79,7 @@ def find_card(device: str) -> Card:
             raise Unsupported(f"TensorFlow sees no {device}: {why_unseen()}")
         name = seen[number].name
     driver = process_runtime().find_driver()
-    if isinstance(driver, cuda.Missing):
+    if isinstance(driver, Missing):
         raise Unsupported(f"{name} can't be reached: {driver.reason}", hint=driver.hint)
     probe = tensors.empty((16,), "float32", name)
     full = str(probe.device)

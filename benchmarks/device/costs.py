@@ -17,7 +17,7 @@ from fastassign.benchmarks.device.card import Card, sync
 from fastassign.benchmarks.device.copies import leased, opened
 from fastassign.benchmarks.steps import Steps
 from fastassign.catalog.records import Extent, TensorRecord
-from fastassign.devices.cuda import Scatter
+from fastassign.kernels.scatter import Scatter
 from fastassign.matching.assignment import Assignment
 from fastassign.options import DeviceOptions, LoadOptions
 from fastassign.planning import costs

@@ -14,8 +14,8 @@ from fastassign.benchmarks.device.card import Card, sync
 from fastassign.benchmarks.device.copies import CopySizes, copy_rate, leased, opened
 from fastassign.benchmarks.device.costs import Costs
 from fastassign.benchmarks.questions.experiment import Answer, MiB, Scale
-from fastassign.devices.cuda import Scatter
 from fastassign.kernels.cast import CASTS, cast_bits
+from fastassign.kernels.scatter import Scatter
 from fastassign.planning.batches import TABLE_ROW_BYTES
 from fastassign.streaming.buffers import aligned_array
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fastassign.catalog.catalog import is_archive
 from fastassign.catalog.file import Identity, WeightFile
 from fastassign.catalog.hdf5 import Decoder
+from fastassign.catalog.indexing import is_archive
 from fastassign.errors import FastAssignError, Malformed, Mismatch, Refused
 
 # Published models stay below 10 MB; a configuration is read, parsed and copied a few times.

@@ -13,7 +13,7 @@ from fastassign.assigning.hooks import ReadArray
 from fastassign.assigning.host import memory
 from fastassign.assigning.journal import Journal
 from fastassign.matching.assignment import Conversion
-from fastassign.streaming.buffers import Pool
+from fastassign.streaming.buffers import ArenaPool
 from fastassign.targets.variables import numpy_dtype_of
 
 
@@ -63,7 +63,7 @@ class Converted:
                 memory.assign(target.resource, self.value, target.nbytes)
 
 
-def convert(conversion: Conversion, read: ReadArray, pool: Pool) -> Converted:
+def convert(conversion: Conversion, read: ReadArray, pool: ArenaPool) -> Converted:
     """Read the arrays that a value is made of, and make it.
 
     Parameters
@@ -72,7 +72,7 @@ def convert(conversion: Conversion, read: ReadArray, pool: Pool) -> Converted:
         The arithmetic, and the variable.
     read : callable
         Reads one array.
-    pool : Pool
+    pool : ArenaPool
         Memory for the values of variables of TensorFlow 1 graphs.
     """
     recipe, target = conversion.recipe, conversion.target
@@ -86,7 +86,7 @@ def convert(conversion: Conversion, read: ReadArray, pool: Pool) -> Converted:
     return Converted(conversion, value)
 
 
-def _allocate(conversion: Conversion, pool: Pool) -> tuple[Any, np.ndarray[Any, Any]]:
+def _allocate(conversion: Conversion, pool: ArenaPool) -> tuple[Any, np.ndarray[Any, Any]]:
     target = conversion.target
     if not target.nbytes or (target.graph is None and target.resource is None):
         array = np.empty(target.shape, numpy_dtype_of(target.dtype))

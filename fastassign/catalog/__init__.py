@@ -1,1 +1,1 @@
-"""What is in a weight file: layouts, records, the policy for untrusted files, the index cache."""
+"""Weight files: their layouts and records, the policy for untrusted files, the index cache."""

@@ -1,24 +1,19 @@
-"""Opening a weight file: which layout it has and what is in it."""
+"""The catalog of a weight file: a mapping of its tensors."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from fastassign.catalog import index_cache, keras_legacy, keras_v3, policy
-from fastassign.catalog.classic import index as classic
+from fastassign.catalog import keras_legacy, keras_v3, policy
 from fastassign.catalog.file import Identity, WeightFile
 from fastassign.catalog.opened import OpenCatalog
-from fastassign.catalog.policy import Limits
 from fastassign.catalog.records import Contents, Index, TensorRecord
 from fastassign.errors import Changed, FastAssignError
 from fastassign.text import printable
-
-_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 FileFormat = Literal["legacy", "keras3", "other"]
 
@@ -47,7 +42,7 @@ class CatalogEntry:
         Raises
         ------
         Truncated, Changed, Malformed
-            The file is not what it was when it was indexed.
+            The file has changed since it was indexed.
         """
         record = self.record
         dtype = numpy_dtype(record.dtype)
@@ -65,17 +60,17 @@ class CatalogEntry:
 class Catalog(Mapping[str, CatalogEntry]):
     """The tensors of a weight file, by HDF5 path.
 
-    Made by ``fastassign.inspect``. It holds metadata only; the file is opened again, and compared with what was
-    indexed, when tensors are read.
+    ``fastassign.inspect`` makes it. It holds metadata only. To read tensors, the file is opened again, after a check
+    that it is still the file that was indexed.
 
     Attributes
     ----------
     path : pathlib.Path
         The file.
     identity : Identity
-        The state of the file that was indexed.
+        The state of the file when it was indexed.
     format : {"legacy", "keras3", "other"}
-        What the contents look like, whatever the file is called.
+        The layout that the contents have, whatever the file is called.
     index : Index
         Records, groups and text attributes.
     cached : bool
@@ -104,12 +99,12 @@ class Catalog(Mapping[str, CatalogEntry]):
 
     @property
     def is_on_disk(self) -> bool:
-        """Whether the extents are those of the file itself, not of what a compressed archive inflated to."""
+        """Whether the extents are in the file itself, not in the inflated copy of a compressed archive."""
         return self._inflated is None
 
     @property
     def format(self) -> FileFormat:
-        """What the contents look like."""
+        """The layout that the contents have."""
         if keras_legacy.is_legacy(self.contents):
             return "legacy"
         return "keras3" if keras_v3.is_v3(self.contents) else "other"
@@ -149,7 +144,7 @@ class Catalog(Mapping[str, CatalogEntry]):
         Raises
         ------
         KeyError
-            No tensor, or more than one, is called that.
+            No tensor has this path, or more than one ends with it.
         Refused
             The tensor is there, but the policy does not allow it.
         """
@@ -159,8 +154,9 @@ class Catalog(Mapping[str, CatalogEntry]):
         endings = [name for name in self.contents.records if name.endswith(f"/{key}")]
         if len(endings) == 1:
             return self.contents.records[endings[0]]
-        reason = f"{len(endings)} tensors end like that: {endings[:5]}" if endings else "no such tensor"
-        raise KeyError(f"{key!r}: {reason} in {self.path}")
+        if endings:
+            raise KeyError(f"{key!r} is ambiguous: {len(endings)} tensors of {self.path} end with it: {endings[:5]}")
+        raise KeyError(f"{key!r} is not a tensor of {self.path}")
 
     def find(self, key: str) -> TensorRecord | None:
         """Return the record at exactly this path, or ``None``.
@@ -168,7 +164,7 @@ class Catalog(Mapping[str, CatalogEntry]):
         Raises
         ------
         Refused
-            Something on the way to it is not allowed.
+            The policy does not allow the tensor, or a group or link above it.
         """
         found = self.contents.records.get(key)
         refusal = self.contents.refusal_on(key) if found is None else None
@@ -187,7 +183,7 @@ class Catalog(Mapping[str, CatalogEntry]):
         Raises
         ------
         Changed, Malformed
-            The file is not what it was when it was indexed, or damaged.
+            The file has changed since it was indexed, or is damaged.
         """
         with self.open() as file:
             return file.root_text(name)
@@ -206,7 +202,7 @@ class Catalog(Mapping[str, CatalogEntry]):
         if self._inflated is None and file.identity != self.identity:
             file.close()
             raise Changed(
-                f"{self.path} is not the file that was indexed: it was written to or replaced since",
+                f"{self.path} is not the file that was indexed: it has been written to or replaced since",
                 file=self.path,
                 hint="index or plan again",
             )
@@ -250,93 +246,3 @@ def numpy_dtype(dtype: str) -> np.dtype[Any]:
         return bfloat16
     native: np.dtype[Any] = np.dtype(dtype).newbyteorder("=")
     return native
-
-
-def open_catalog(
-    path: str | os.PathLike[str],
-    *,
-    limits: Limits | None = None,
-    allow: frozenset[str] = frozenset(),
-    use_cache: bool = True,
-    max_inflated_bytes: int = 8 << 30,
-) -> Catalog:
-    """Index a weight file.
-
-    Parameters
-    ----------
-    path : str or os.PathLike
-        An HDF5 file, or a ``.keras`` archive with one inside.
-    limits : Limits, optional
-        Bounds on the index.
-    allow : frozenset of str
-        Rules of the policy to switch off.
-    use_cache : bool
-        Whether the index may come from the cache, and be kept there.
-    max_inflated_bytes : int
-        The most that compressed weights inside an archive may inflate to.
-
-    Raises
-    ------
-    Unreadable, Malformed, Truncated, Refused
-        See ``fastassign.errors``.
-    """
-    limits = limits or Limits()
-    # A cached index was made under the default policy and limits.
-    use_cache = use_cache and not allow and limits == Limits()
-    with WeightFile(path) as file:
-        index = index_cache.load(file.identity) if use_cache else None
-        if index is not None:
-            return Catalog(file.path, file.identity, index, cached=True)
-        span = span_of(file)
-        if span is None:
-            return _inflated(file, limits, allow, max_inflated_bytes)
-        index = _index(file, span, limits, allow)
-        file.check_unchanged()
-        if use_cache:
-            index_cache.store(file.identity, index)
-        return Catalog(file.path, file.identity, index)
-
-
-def span_of(file: WeightFile) -> tuple[int, int] | None:
-    """Return first byte and length of the HDF5 data in a file; ``None`` where an archive holds it compressed."""
-    if not is_archive(file):
-        return 0, file.size
-    from fastassign.catalog import archive
-
-    return archive.locate(file)
-
-
-def is_archive(file: WeightFile) -> bool:
-    """Whether the weights stand in a zip archive: as in Keras, never in a file that is called ``.h5``."""
-    if file.path.name.endswith((".h5", ".hdf5")):
-        return False
-    head = file.read_some(0, len(_HDF5_SIGNATURE))
-    if head.startswith(b"PK\x03\x04"):
-        return True
-    if head == _HDF5_SIGNATURE or not file.path.name.endswith(".keras"):
-        return False
-    from fastassign.catalog import archive
-
-    return archive.is_archive(file)  # something stands before the archive, which zip allows
-
-
-def _inflated(file: WeightFile, limits: Limits, allow: frozenset[str], max_bytes: int) -> Catalog:
-    from fastassign.catalog import archive
-
-    inner = archive.inflate(file, max_bytes=max_bytes)
-    try:
-        index = _index(inner, (0, inner.size), limits, allow)
-    except BaseException:
-        inner.close()
-        raise
-    return Catalog(file.path, file.identity, index, inflated=inner)
-
-
-def _index(file: WeightFile, span: tuple[int, int], limits: Limits, allow: frozenset[str]) -> Index:
-    base, size = span
-    contents = classic.read_contents(file.read_some, base=base, size=size, limits=limits)
-    if contents is None:
-        from fastassign.catalog import hdf5
-
-        contents = hdf5.read_contents(file, base=base, size=size, limits=limits, allow=allow)
-    return Index(base=base, size=size, contents=contents)

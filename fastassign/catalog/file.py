@@ -1,7 +1,7 @@
-"""The file itself, opened once: its identity, and reads that never return less than asked for.
+"""An open weight file: its identity, and exact reads.
 
-The descriptor stays open from the index to the last byte, so that what was checked is what is read, even if
-the path is given to another file in between.
+The descriptor stays open from the index to the last byte. So the file that was checked is the file that is read, even
+if the path leads to another file in between.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fastassign.errors import Changed, Denied, Malformed, NotAFile, NotFound, Tr
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What tells one state of a file from another: a write moves ``mtime_ns`` and ``ctime_ns``."""
+    """The identity of one state of a file: a write moves ``mtime_ns`` and ``ctime_ns``."""
 
     device: int
     inode: int
@@ -36,8 +36,8 @@ class Identity:
 class WeightFile:
     """A file opened for reading.
 
-    Threads: ``read`` and ``check_unchanged`` may be called from any thread at once; ``close`` from one, after
-    the others are done.
+    Threads: ``read`` and ``check_unchanged`` may be called from any thread at once; ``close`` from one thread, when all
+    others are done.
 
     Parameters
     ----------
@@ -58,12 +58,12 @@ class WeightFile:
         self.identity = Identity.of(self.descriptor)
 
     def __del__(self) -> None:
-        """Close what nobody closed: an inflated archive takes disk space for as long as it is open."""
+        """Close a forgotten file: an inflated archive takes disk space for as long as it is open."""
         if hasattr(self, "descriptor"):
             self.close()
 
     def duplicate(self) -> WeightFile:
-        """Return a second handle on the same open file, also where its name is gone."""
+        """Return a second handle on the same open file, even if its name is gone."""
         return WeightFile(self.path, descriptor=os.dup(self.descriptor))
 
     def __enter__(self) -> WeightFile:
@@ -96,7 +96,7 @@ class WeightFile:
             piece = os.pread(self.descriptor, missing, offset + nbytes - missing)
             if not piece:
                 raise Truncated(
-                    f"{self.path} ends at byte {offset + nbytes - missing}, {missing} bytes short of what it declares",
+                    f"{self.path} ends at byte {offset + nbytes - missing}, {missing} bytes short of its declared data",
                     file=self.path,
                     hint="the file was cut short: copy or save it again",
                 )
@@ -119,7 +119,7 @@ class WeightFile:
                 file=self.path,
                 hint="write a new file and rename it over the old one instead of writing in place",
             )
-        # A new link or a changed mode moves ctime alone; that says nothing about the bytes.
+        # A new link or a changed mode moves ctime alone, and does not change the bytes.
         if (now.size, now.mtime_ns) != (self.identity.size, self.identity.mtime_ns):
             raise Changed(
                 f"{self.path} was modified while it was being read",
@@ -153,7 +153,7 @@ def _open(path: Path) -> int:
 
 
 def unreadable(path: Path, error: OSError) -> Unreadable:
-    """Translate the system's refusal to open a file, in the words that h5py has for it."""
+    """Translate the system's error for a file that can't be opened into h5py's words, which stock Keras raises."""
     text = (
         f"[Errno {error.errno}] Unable to synchronously open file (unable to open file: name = '{path}', "
         f"errno = {error.errno}, error message = '{os.strerror(error.errno or 0)}', flags = 0, o_flags = 0)"

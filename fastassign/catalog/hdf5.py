@@ -1,17 +1,13 @@
-"""The one seam to h5py: whatever HDF5 can express is indexed, and decoded, here.
+"""The seam to h5py: files opened by libhdf5, datasets decoded, and h5py's errors turned into ours.
 
-``classic`` reads the plain structure that Keras writes, faster; everything else, and every doubt, comes here.
-h5py's low-level API is used because the high-level one costs twice as much per object.
-
-Threads: libhdf5 is not thread-safe and h5py serialises all calls on one lock; ``Decoder`` may be shared by
-threads, they take turns.
+Threads: libhdf5 is not thread-safe, and h5py serialises all calls on one lock. Threads may share a ``Decoder``; they
+take turns.
 """
 
 from __future__ import annotations
 
 import io
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -19,61 +15,28 @@ from typing import Any
 
 import h5py
 import numpy as np
-from h5py import h5a, h5d, h5f, h5g, h5l, h5o, h5p, h5s, h5t, h5z
+from h5py import h5a, h5d, h5f, h5s, h5t
 
 from fastassign.catalog import policy
 from fastassign.catalog.file import WeightFile
-from fastassign.catalog.records import Contents, Extent, Refusal, TensorRecord
-from fastassign.errors import Changed, FastAssignError, Malformed, Refused, Truncated
-
-# The attributes that the Keras layouts are made of; long lists are split into layer_names0, layer_names1, ...
-_TEXT_ATTRIBUTE = re.compile(r"(?:layer_names|weight_names)\d*|keras_version|backend|name")
-
-_NUMERIC_KINDS = frozenset("iufbc")
-_FILTER_NAMES = {h5z.FILTER_DEFLATE: "gzip", h5z.FILTER_SHUFFLE: "shuffle", h5z.FILTER_FLETCHER32: "fletcher32"}
-
-
-def read_contents(file: WeightFile, *, base: int, size: int, limits: policy.Limits, allow: frozenset[str]) -> Contents:
-    """Index an HDF5 file, or one that stands inside another, through libhdf5.
-
-    Parameters
-    ----------
-    file : WeightFile
-        The open file.
-    base, size : int
-        Where the HDF5 data begins in the file and how many bytes it has; ``0`` and the file's size for a plain
-        HDF5 file.
-    limits : Limits
-        Bounds on the whole file.
-    allow : frozenset of str
-        Rules of the policy that are switched off.
-
-    Raises
-    ------
-    Malformed, Truncated
-        The file is not HDF5 or contradicts itself; the text is h5py's.
-    Refused
-        A limit on the whole file is exceeded.
-    """
-    with _opened(file, base, size) as handle, _translated(file):
-        # The user block, if any, shifts every address; h5d.get_offset already includes it.
-        return _Walk(file, base, size, limits, allow).run(handle)
+from fastassign.catalog.records import TensorRecord
+from fastassign.errors import Changed, FastAssignError, Malformed, Truncated
 
 
 class Decoder:
-    """Reads datasets that are not plain bytes: chunked, filtered, big-endian, never written.
+    """Decodes datasets that are not plain bytes: chunked, filtered, big-endian, never written.
 
     Parameters
     ----------
     file : WeightFile
-        The open file; it stays the caller's.
+        The open file; the caller closes it.
     base, size : int
-        Where the HDF5 data stands in it.
+        Offset and length of the HDF5 data in the file.
     """
 
     def __init__(self, file: WeightFile, *, base: int, size: int) -> None:
         self._file = file
-        self._context = _opened(file, base, size)
+        self._context = opened(file, base, size)
         self._handle = self._context.__enter__()
 
     def __enter__(self) -> Decoder:
@@ -90,18 +53,18 @@ class Decoder:
         self._context.__exit__(None, None, None)
 
     def root_text(self, name: str) -> str | None:
-        """Return a text attribute of the root; ``None`` where there is none, or one beyond all reason.
+        """Return a text attribute of the root; ``None`` if there is none, or if it is larger than any sane text.
 
         Raises
         ------
         Malformed
-            It can't be decoded.
+            The attribute can't be decoded.
         """
-        with _translated(self._file, name):
+        with translated(self._file, name):
             if not h5a.exists(self._handle, name.encode()):
                 return None
             attribute = h5a.open(self._handle, name.encode())
-            values = _strings(attribute) if attribute.get_storage_size() <= policy.Limits().max_text_bytes else None
+            values = strings(attribute) if attribute.get_storage_size() <= policy.Limits().max_text_bytes else None
             return values[0] if values and len(values) == 1 else None
 
     def read_into(self, record: TensorRecord, array: np.ndarray[Any, Any]) -> None:
@@ -112,11 +75,11 @@ class Decoder:
         Malformed
             The data can't be decoded.
         """
-        with _translated(self._file, record.key):
+        with translated(self._file, record.key):
             dataset = h5d.open(self._handle, record.key.encode())
             if tuple(dataset.shape) != record.shape or array.shape != record.shape:
                 raise Malformed(
-                    f"dataset {record.key} has shape {dataset.shape}, the index says {record.shape}",
+                    f"dataset {record.key} has shape {dataset.shape}, but the index says {record.shape}",
                     file=self._file.path,
                     tensor=record.key,
                 )
@@ -124,7 +87,7 @@ class Decoder:
 
 
 class _Window(io.RawIOBase):
-    """The part of a file that holds an embedded HDF5 file, as h5py's file-object driver wants it."""
+    """The part of a file that is an embedded HDF5 file, as a file object for h5py."""
 
     def __init__(self, file: WeightFile, base: int, size: int) -> None:
         super().__init__()
@@ -152,8 +115,29 @@ class _Window(io.RawIOBase):
 
 
 @contextmanager
-def _opened(file: WeightFile, base: int, size: int) -> Iterator[Any]:
-    with _translated(file):
+def opened(file: WeightFile, base: int, size: int) -> Iterator[Any]:
+    """Open HDF5 data in libhdf5; a context.
+
+    Parameters
+    ----------
+    file : WeightFile
+        The open file.
+    base, size : int
+        Offset and length of the HDF5 data in the file.
+
+    Yields
+    ------
+    h5py.h5f.FileID
+        The file's handle.
+
+    Raises
+    ------
+    Malformed, Truncated
+        The data is not HDF5 or contradicts itself; the text is h5py's.
+    Changed
+        The file's path leads to another file by now.
+    """
+    with translated(file):
         if base or not os.fstat(file.descriptor).st_nlink:  # inside an archive, or unpacked from one and unnamed
             owner = h5py.File(_Window(file, base, size), "r")
             handle = owner.id
@@ -168,7 +152,7 @@ def _opened(file: WeightFile, base: int, size: int) -> Iterator[Any]:
 
 
 def _check_same_file(file: WeightFile, handle: Any) -> None:
-    # libhdf5 opens by path: the path may lead to another file by now than the one that was checked.
+    # libhdf5 opens the path, which may lead to another file than the one that was checked.
     status = os.fstat(handle.get_vfd_handle())
     if (status.st_dev, status.st_ino) != (file.identity.device, file.identity.inode):
         handle.close()
@@ -176,7 +160,16 @@ def _check_same_file(file: WeightFile, handle: Any) -> None:
 
 
 @contextmanager
-def _translated(file: WeightFile, key: str | None = None) -> Iterator[None]:
+def translated(file: WeightFile, key: str | None = None) -> Iterator[None]:
+    """Turn h5py's errors into ``Malformed`` or ``Truncated`` with the same text; a context.
+
+    Parameters
+    ----------
+    file : WeightFile
+        The file that the errors name.
+    key : str, optional
+        The tensor or attribute that the errors name.
+    """
     try:
         yield
     except FastAssignError:
@@ -192,221 +185,8 @@ def _translated(file: WeightFile, key: str | None = None) -> Iterator[None]:
         raise Malformed(text, file=file.path, tensor=key, hint=hint or None) from error
 
 
-class _Walk:
-    """One pass over all groups of a file."""
-
-    def __init__(self, file: WeightFile, base: int, size: int, limits: policy.Limits, allow: frozenset[str]) -> None:
-        self._file, self._base, self._end = file, base, base + size
-        self._limits, self._allow = limits, allow
-        self._records: dict[str, TensorRecord] = {}
-        self._groups: dict[str, tuple[str, ...]] = {}
-        self._refusals: dict[str, Refusal] = {}
-        self._texts: dict[tuple[str, str], tuple[str, ...]] = {}
-        self._dtypes: list[tuple[Any, str, bool]] = []
-        # Groups as (file, address): all that were met by hard links, and those from the root to the current one.
-        self._seen: set[tuple[int, int]] = set()
-        self._way: list[tuple[int, int]] = []
-        self._links = self._text_bytes = 0
-        self._access = h5p.create(h5p.LINK_ACCESS)
-        if "external-link" not in allow:
-            # A soft link that is allowed may lead to an external one, which libhdf5 would follow by itself.
-            self._access.set_nlinks(1)
-
-    def run(self, handle: Any) -> Contents:
-        self._enter(h5g.open(handle, b"/"), "", h5l.TYPE_HARD)
-        return Contents(records=self._records, groups=self._groups, refusals=self._refusals, texts=self._texts)
-
-    def _enter(self, group: Any, path: str, way: int) -> None:
-        """Walk a group, unless it was met before; ``way`` is the least direct kind of link that led here."""
-        info = h5o.get_info(group)
-        place = info.fileno, info.addr
-        if place in self._way:
-            self._refuse(path, "group-cycle", f"group {path} holds itself")
-            return
-        if way == h5l.TYPE_HARD:
-            if place in self._seen and not self._allowed(
-                path, "overlap", f"group {path} is a second name of a group that was already met"
-            ):
-                return
-            self._seen.add(place)
-        self._way.append(place)
-        self._group(group, path, way)
-        self._way.pop()
-
-    def _group(self, group: Any, path: str, way: int) -> None:
-        if len(self._way) - 1 > self._limits.max_depth:
-            raise self._over("max_depth", f"groups are nested more than {self._limits.max_depth} deep at {path}")
-        self._read_texts(group, path)
-        links: list[tuple[bytes, int]] = []
-        group.links.iterate(lambda name, info: links.append((name, info.type)), info=True)
-        self._links += len(links)
-        if self._links > self._limits.max_objects:
-            raise self._over("max_objects", f"the file has more than {self._limits.max_objects} links")
-        self._groups[path] = tuple(name.decode() for name, _ in links)
-        for name, kind in links:
-            key = f"{path}/{name.decode()}" if path else name.decode()
-            if self._follow(key, kind):
-                self._object(group, name, key, max(way, kind))  # hard, soft, external: in this order
-
-    def _object(self, group: Any, name: bytes, key: str, way: int) -> None:
-        try:
-            child = h5o.open(group, name, self._access)
-        except (KeyError, OSError, RuntimeError, TypeError) as error:
-            if "too many links" in str(error):
-                self._refuse(key, "external-link", f"{key} is a link to a link, which may lead out of the file")
-            else:
-                self._refuse(key, policy.DAMAGE, f"{key} can't be opened: {error}")
-            return
-        if isinstance(child, h5d.DatasetID):
-            self._dataset(child, key, way)
-        elif isinstance(child, h5g.GroupID):
-            self._enter(child, key, way)
-
-    def _follow(self, key: str, kind: int) -> bool:
-        if kind == h5l.TYPE_HARD:
-            return True
-        if kind == h5l.TYPE_SOFT:
-            return self._allowed(key, "soft-link", f"Not allowed: H5 file with SoftLink ({key})")
-        if kind == h5l.TYPE_EXTERNAL:
-            return self._allowed(key, "external-link", f"Not allowed: H5 file with ExternalLink ({key})")
-        self._refuse(key, policy.USER_LINK_RULE, f"{key} is a link of the user-defined class {kind}")
-        return False
-
-    def _dataset(self, dataset: Any, key: str, way: int) -> None:
-        dtype = self._dtype(dataset, key)
-        shape = dataset.shape
-        if dtype is None or shape is None:
-            if shape is None:
-                self._refuse(key, policy.DTYPE_RULE, f"dataset {key} has no shape (a null dataspace)")
-            return
-        name, plain = dtype
-        record = TensorRecord(key=key, shape=tuple(int(n) for n in shape), dtype=name)
-        if record.nbytes == 0:
-            self._records[key] = record
-            return
-        creation = dataset.get_create_plist()
-        # Offsets count in the dataset's own file; and one with external storage may have an address all the same.
-        here = plain and not creation.get_external_count() and self._is_in_this_file(dataset, way)
-        offset = dataset.get_offset() if here else None
-        if offset is not None and dataset.get_storage_size() == record.nbytes:
-            self._contiguous(record, self._base + offset)
-        else:
-            self._decoded(dataset, creation, record)
-
-    def _is_in_this_file(self, dataset: Any, way: int) -> bool:
-        # Only where external links are allowed may a soft link lead to one.
-        if way == h5l.TYPE_HARD or "external-link" not in self._allow:
-            return True
-        return bool(h5o.get_info(dataset).fileno == self._way[0][0])
-
-    def _contiguous(self, record: TensorRecord, offset: int) -> None:
-        if offset < self._base or offset + record.nbytes > self._end:
-            raise Truncated(
-                f"dataset {record.key} reaches from byte {offset} to {offset + record.nbytes}, "
-                f"the file ends at {self._end}",
-                file=self._file.path,
-                tensor=record.key,
-                hint="the file was cut short or is damaged: copy or save it again",
-            )
-        extents = (Extent(offset, record.nbytes),)
-        self._records[record.key] = TensorRecord(record.key, record.shape, record.dtype, "raw", extents)
-
-    def _decoded(self, dataset: Any, creation: Any, record: TensorRecord) -> None:
-        layout, key = creation.get_layout(), record.key
-        if creation.get_external_count() and not self._allowed(
-            key, "external-storage", f"Not allowed: H5 file with external Dataset: {key}"
-        ):
-            return
-        if layout == h5d.VIRTUAL and not self._allowed(
-            key, "virtual-dataset", f"Not allowed: H5 file with virtual Dataset ({key})"
-        ):
-            return
-        filters = [creation.get_filter(i)[0] for i in range(creation.get_nfilters())]
-        strange = [code for code in filters if code not in policy.ALLOWED_FILTERS]
-        if strange and not self._allowed(key, "filter", f"dataset {key} uses the HDF5 filter {strange[0]}"):
-            return
-        stored = dataset.get_storage_size()
-        if policy.exceeds_expansion(record.nbytes, stored) and not self._allowed(
-            key,
-            "expansion",
-            f"Not allowed: H5 dataset '{key}' declares {record.nbytes} bytes but only {stored} are stored on disk; "
-            "refusing to load a potential decompression/shape bomb.",
-        ):
-            return
-        parts = {h5d.COMPACT: "compact", h5d.CHUNKED: "chunked", h5d.VIRTUAL: "virtual"}.get(layout, "contiguous")
-        if not stored and layout != h5d.VIRTUAL:
-            parts += ", never written"
-        if record.dtype.startswith(">"):
-            parts += ", big-endian"
-        detail = ", ".join([parts, *(_FILTER_NAMES.get(code, f"filter {code}") for code in filters)])
-        self._records[key] = TensorRecord(key, record.shape, record.dtype, "h5py", (), detail)
-
-    def _dtype(self, dataset: Any, key: str) -> tuple[str, bool] | None:
-        """Return the record's dtype and whether the stored bytes are exactly that, little-endian."""
-        kind = dataset.get_type()
-        for known, name, plain in self._dtypes:
-            if kind.equal(known):
-                return (self._opaque_name(dataset) if name == "|V2" else name), plain
-        try:
-            numeric = kind.dtype
-        except (TypeError, ValueError) as error:
-            self._refuse(key, policy.DTYPE_RULE, f"dataset {key} has a dtype that numpy lacks: {error}")
-            return None
-        if isinstance(kind, h5t.TypeBitfieldID):
-            self._refuse(key, policy.DTYPE_RULE, f"dataset {key} holds bit fields, which no weight can be")
-            return None
-        if numeric.kind in _NUMERIC_KINDS and numeric.itemsize <= 16 and not self._is_enum(kind, numeric):
-            name = numeric.str
-        elif isinstance(kind, h5t.TypeOpaqueID) and numeric.itemsize in {1, 2}:
-            name = f"|V{numeric.itemsize}"
-        else:
-            self._refuse(key, policy.DTYPE_RULE, f"dataset {key} has dtype {numeric}, which no weight can have")
-            return None
-        plain = not name.startswith(">") and (name[1] == "V" or kind.equal(h5t.py_create(numeric, logical=True)))
-        self._dtypes.append((kind, name, bool(plain)))
-        return (self._opaque_name(dataset) if name == "|V2" else name), bool(plain)
-
-    @staticmethod
-    def _is_enum(kind: Any, numeric: np.dtype[Any]) -> bool:
-        return isinstance(kind, h5t.TypeEnumID) and numeric.kind != "b"
-
-    @staticmethod
-    def _opaque_name(dataset: Any) -> str:
-        # Keras marks its two-byte opaque form by an attribute; without it the variable's dtype decides.
-        marked = h5a.exists(dataset, b"dtype") and _strings(h5a.open(dataset, b"dtype")) == ("bfloat16",)
-        return "bfloat16" if marked else "|V2"
-
-    def _read_texts(self, group: Any, path: str) -> None:
-        for index in range(h5a.get_num_attrs(group)):
-            attribute = h5a.open(group, index=index)
-            name = attribute.name.decode()
-            if not _TEXT_ATTRIBUTE.fullmatch(name):
-                continue
-            values = _strings(attribute)
-            if values is None:
-                continue
-            self._text_bytes += sum(map(len, values))
-            if self._text_bytes > self._limits.max_text_bytes:
-                raise self._over("max_text_bytes", f"the names take more than {self._limits.max_text_bytes} bytes")
-            self._texts[path, name] = values
-
-    def _allowed(self, key: str, rule: str, message: str) -> bool:
-        if rule in self._allow:
-            return True
-        self._refuse(key, rule, message)
-        return False
-
-    def _refuse(self, key: str, rule: str, message: str) -> None:
-        self._refusals[key] = policy.refusal(key, rule, message)
-
-    def _over(self, limit: str, message: str) -> Refused:
-        value = getattr(self._limits, limit)
-        option = f"LoadOptions(limits=Limits({limit}=...)) above {value}"
-        return Refused(message, rule=limit, option=option, file=self._file.path)
-
-
-def _strings(attribute: Any) -> tuple[str, ...] | None:
-    """Return a text attribute as strings, or ``None`` where it is something else."""
+def strings(attribute: Any) -> tuple[str, ...] | None:
+    """Return a text attribute as strings, or ``None`` for any other attribute."""
     shape = attribute.shape
     if shape is None or len(shape) > 1:
         return None

@@ -1,11 +1,10 @@
-"""Indexes of files that were opened before, kept under the user's cache folder.
+"""The index cache: indexes of files that were opened before, in the user's cache folder.
 
-Reading the index of a file with 5,000 tensors takes longer than reading its data. A cached index is a JSON
-file of its own; it is found by the identity of the weight file (device, inode, size, and both times in
-nanoseconds), checked against that file's bounds when it is read, replaced as a whole when it is written, and
-may be deleted at any time.
+Reading the index of a file with 5,000 tensors takes longer than reading its data. Each cached index is a JSON file,
+named after the identity of the weight file (device, inode, size, and both times in nanoseconds). It is checked against
+the weight file's bounds when it is read, replaced as a whole when it is written, and may be deleted at any time.
 
-``FASTASSIGN_CACHE=off`` switches it off; any other value is the folder to use.
+``FASTASSIGN_CACHE=off`` switches the cache off; any other value is the folder to use.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ from typing import Any
 from fastassign.catalog.file import Identity
 from fastassign.catalog.records import Contents, Extent, Index, Refusal, TensorRecord, itemsize_of
 
-# Raised with every change of the layout below, so that old entries are ignored.
+# The version of the layout below. It grows with every change, so that old entries are ignored.
 FORMAT = 1
 
-# Entries kept; a weight file of 1,000 tensors has an entry of about 60 kB.
+# The most entries that are kept; a weight file of 1,000 tensors has an entry of about 60 kB.
 MAX_ENTRIES = 256
 
 # A file of 1,000,000 tensors has an entry of about 100 MB.
@@ -38,14 +37,14 @@ MAX_ENTRY_BYTES = 256 << 20
 _ENTRY_NAME = re.compile(r"[0-9a-f]+(?:-[0-9a-f]+){4}\.json")
 _DTYPE = re.compile(r"\|[biu]1|[<>][iu][248]|[<>]f(?:2|4|8|16)|[<>]c(?:8|16)|\|V[12]|bfloat16")
 
-# A file written to twice within one tick of the file system's clock keeps its times. Linux ticks at 10 ms at
-# the slowest; file systems that store whole seconds show it by their zeros.
+# A file that is written to twice within one tick of the file system's clock keeps its times. Linux ticks at least every
+# 10 ms; file systems that store whole seconds are recognised by the zeros in their times.
 _TICK_NS = 20_000_000
 _COARSE_TICK_NS = 2_000_000_000
 
 
 def folder() -> Path | None:
-    """Return the folder of the cache, or ``None`` where it is switched off."""
+    """Return the folder of the cache, or ``None`` if it is switched off."""
     setting = os.environ.get("FASTASSIGN_CACHE", "")
     if setting.lower() in {"off", "0", "no", "false"}:
         return None
@@ -56,7 +55,7 @@ def folder() -> Path | None:
 
 
 def load(identity: Identity) -> Index | None:
-    """Return the index of a file, or ``None`` where it is not cached or the entry is not sound."""
+    """Return the index of a file, or ``None`` if it is not cached or the entry is not sound."""
     place = folder()
     if place is None:
         return None
@@ -77,8 +76,8 @@ def load(identity: Identity) -> Index | None:
 def store(identity: Identity, index: Index) -> bool:
     """Keep the index of a file; return whether it was kept.
 
-    Nothing is kept for a file written to a moment ago: a second write in the same tick of the clock would not
-    be seen. A folder that can't be written to is no error: the next load indexes the file again.
+    Nothing is kept for a file that was written to a moment ago: a second write in the same tick of the clock would go
+    unnoticed. A folder that can't be written to is not an error: the next load indexes the file again.
     """
     place = folder()
     if place is None or _is_racy(identity):
@@ -102,7 +101,7 @@ def store(identity: Identity, index: Index) -> bool:
 
 
 def _is_ours(status: os.stat_result) -> bool:
-    """Whether nobody else can have written an entry."""
+    """Whether no other user can have written an entry."""
     writable = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     own = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not writable
     return own and status.st_size <= MAX_ENTRY_BYTES
@@ -123,7 +122,7 @@ def _prune(place: Path, newest: Path) -> None:
     same_file = "-".join(newest.name.split("-")[:2]) + "-"
     entries = []
     for path in place.glob("*.json"):
-        if not _ENTRY_NAME.fullmatch(path.name):  # the folder may be one that others use too
+        if not _ENTRY_NAME.fullmatch(path.name):  # other programs may use the folder too
             continue
         if path != newest and path.name.startswith(same_file):
             path.unlink(missing_ok=True)
@@ -181,7 +180,7 @@ def _decode(stored: bytes, identity: Identity) -> Index | None:
 
 
 def _reject(number: str) -> None:
-    raise ValueError(f"an index has no number like {number}")
+    raise ValueError(f"{number} is not a number of an index")
 
 
 def _strings(values: Any) -> tuple[str, ...]:

@@ -1,9 +1,9 @@
 """The layout of legacy Keras ``.h5`` files (Keras 1 to 3, tf_keras).
 
-Root, or the group ``model_weights`` of a whole-model file, carries the attribute ``layer_names`` in model
-order; each layer's group carries ``weight_names``, in the order trainable then non-trainable as the layer had
-them when it was saved. Lists too long for an HDF5 object header are split into ``layer_names0``,
-``layer_names1``, ... (source: ``legacy_h5_format.py`` of Keras 3, ``hdf5_format.py`` of tf_keras).
+The root, or the group ``model_weights`` of a whole-model file, has the attribute ``layer_names`` in model order. Each
+layer's group has the attribute ``weight_names``: the trainable weights, then the non-trainable ones, as the layer had
+them when it was saved. Lists too long for an HDF5 object header are split into ``layer_names0``, ``layer_names1``, ...
+(source: ``legacy_h5_format.py`` of Keras 3, ``hdf5_format.py`` of tf_keras).
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class LegacyContents:
     Attributes
     ----------
     layers : tuple of SavedLayer
-        In model order, layers without weights included.
+        The layers in model order, those without weights included.
     top_level : SavedLayer or None
-        Weights that belong to the model itself; ``None`` where the file is too old to have them.
+        The weights that belong to the model itself; ``None`` if the file is too old to have them.
     keras_version : str
-        ``"1"`` where the file does not say.
+        ``"1"`` if the file does not say.
     backend : str or None
-        The backend that saved it.
+        The backend that saved the file.
     """
 
     layers: tuple[SavedLayer, ...]
@@ -56,19 +56,19 @@ class LegacyContents:
 
 
 def is_legacy(contents: Contents) -> bool:
-    """Whether the file names its layers as a legacy file does."""
+    """Whether the file names its layers like a legacy file."""
     return any(
         (path, name) in contents.texts for path in ("", WHOLE_MODEL_GROUP) for name in ("layer_names", "layer_names0")
     )
 
 
 def read_legacy(contents: Contents) -> LegacyContents:
-    """Read the layout; a file of another kind gives one without layers, as stock sees it.
+    """Read the layout. Like stock, find no layers in a file of another kind.
 
     Raises
     ------
     Refused
-        The policy does not allow to follow the path to the group of all layers.
+        The policy does not allow following the path to the group of all layers.
     """
     root = ""
     if ("", "layer_names") not in contents.texts:
@@ -94,7 +94,7 @@ def optimizer_tensors(contents: Contents) -> tuple[tuple[str, str], ...]:
     Raises
     ------
     Refused
-        The policy does not allow to follow the path to one.
+        The policy does not allow following the path to one of them.
     Malformed
         The file names a tensor that it does not have.
     """
@@ -113,7 +113,7 @@ def optimizer_tensors(contents: Contents) -> tuple[tuple[str, str], ...]:
 def _layer(contents: Contents, root: str, name: str) -> SavedLayer:
     group = _join(root, name)
     if contents.refusal_on(group) is not None:
-        # A weight that may not be read either: whoever asks for it is told why.
+        # A weight that may not be read either, so that a request for it raises the reason.
         return SavedLayer(name=name, weights=(("", group),))
     names = _names(contents, group, "weight_names")
     return SavedLayer(name=name, weights=tuple((weight, f"{group}/{weight}") for weight in names))

@@ -1,8 +1,8 @@
 """The layout of Keras 3 weight files (``.weights.h5``, and the same inside ``.keras``).
 
-Each object that owns variables has a group ``<path>/vars`` with datasets ``0``, ``1``, ...; ``path`` is the
-chain of attributes and containers that Keras' own walk takes from the model to the object (source:
-``saving_lib.py`` of Keras 3 and of tf_keras).
+Each object that owns variables has a group ``<path>/vars`` with datasets ``0``, ``1``, ...; ``path`` is the chain of
+attributes and containers that Keras' own walk takes from the model to the object (source: ``saving_lib.py`` of Keras 3
+and of tf_keras).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from fastassign.catalog import policy
 from fastassign.catalog.records import Contents
 
-# TensorFlow 2.12 and 2.13 wrote this in place of "layers"; Keras 3 still reads it, tf_keras does not.
+# TensorFlow 2.12 and 2.13 wrote this in place of "layers". Keras 3 still reads it; tf_keras does not.
 OLD_LAYERS = "_layer_checkpoint_dependencies"
 
 
@@ -20,14 +20,14 @@ def is_v3(contents: Contents) -> bool:
 
 
 class VariableGroups:
-    """Finds the group of variables that belongs to a path of the walk.
+    """Finds the group of variables for a path of Keras' walk.
 
     Parameters
     ----------
     contents : Contents
         The file.
     old_layers : bool
-        Whether files of TensorFlow 2.12 and 2.13 are understood, as by Keras 3.
+        Whether to read files of TensorFlow 2.12 and 2.13, as Keras 3 does.
     """
 
     def __init__(self, contents: Contents, *, old_layers: bool) -> None:
@@ -51,7 +51,7 @@ class VariableGroups:
         Raises
         ------
         Refused
-            The policy does not allow to follow the path.
+            The policy does not allow following the path.
         """
         refusal = self._contents.refusal_on(group)
         if refusal is not None:
@@ -59,9 +59,9 @@ class VariableGroups:
         return self._contents.groups.get(group, ())
 
     def key(self, group: str, name: str) -> str:
-        """Return where in the file a variable of a group stands."""
+        """Return the key of a variable in a group."""
         return f"{group}/{name}"
 
     def has_path(self, path: str) -> bool:
-        """Whether the file has anything at ``path``, be it something that may not be followed."""
+        """Whether the file has an object at ``path``, even one that may not be followed."""
         return path in self._contents.groups or self._contents.refusal_on(path) is not None

@@ -1,12 +1,11 @@
-"""What an untrusted weight file may contain, as rules that can be switched off one by one.
+"""The policy for untrusted weight files: rules that can be switched off one by one.
 
-A weight file is data from somebody else. The rules decide, from metadata alone and before anything is
-allocated, what a load may follow and read; ``docs/policy.md`` explains each. A rule that is broken somewhere
-in the file becomes a ``Refusal``, raised only if a load needs that path; limits on the file as a whole are
-raised while it is indexed.
+A weight file is data from somebody else. The rules decide which parts of it a load may follow and read, from metadata
+alone and before any allocation; ``docs/policy.md`` explains each of them. A broken rule becomes a ``Refusal``, which is
+raised only if a load needs that path. Limits on the file as a whole are raised while it is indexed.
 
-Not here: whether a tensor fits its variable. That check (shape equality, before any allocation) is made by
-``fastassign.matching``, and is the one that keeps a declared shape from driving memory.
+Not here: whether a tensor fits its variable. ``fastassign.matching`` checks that (equal shapes, before any allocation),
+and so keeps declared shapes from driving memory.
 """
 
 from __future__ import annotations
@@ -17,41 +16,41 @@ from dataclasses import dataclass
 from fastassign.catalog.records import Refusal
 from fastassign.errors import FastAssignError, Malformed, Refused
 
-# Each rule and what it keeps out. Names are stable: users write them in ``LoadOptions(allow={...})``.
+# The rules, with the content that each keeps out. Names are stable: users write them in ``LoadOptions(allow={...})``.
 RULES: dict[str, str] = {
     "soft-link": "a name that points to another path of the file",
     "external-link": "a name that points into another file",
-    "external-storage": "a dataset whose bytes stand in other files",
+    "external-storage": "a dataset whose bytes are in other files",
     "virtual-dataset": "a dataset assembled from other datasets or files",
     "filter": "a compression filter other than gzip, shuffle and fletcher32",
     "expansion": "a dataset that declares far more bytes than the file stores for it",
     "overlap": "two datasets that share bytes of the file, or a second name of a group",
 }
 
-# Links of a user-defined class run a plugin's code to be resolved: nothing allows them.
+# To resolve a link of a user-defined class a plugin's code would run, so no option allows them.
 USER_LINK_RULE = "user-defined-link"
 DTYPE_RULE = "dtype"
 
-# Not a rule: a part of the file that is damaged, which is an error only for those who need it.
+# Not a rule: a damaged part of the file. It is an error only for a load that needs it.
 DAMAGE = "damage"
 
-# deflate, shuffle, fletcher32: built into every HDF5 library and decoded without loading a plugin.
+# deflate, shuffle, fletcher32: every libhdf5 has them built in, and decodes them without a plugin.
 ALLOWED_FILTERS = frozenset({1, 2, 3})
 
-# Keras 3.15 refuses above 4 GiB and 1000 times the stored bytes. A single bomb below 4 GiB passes there; here
-# the floor is where a harmless all-zero tensor that gzip shrank to nothing stops being plausible.
+# Keras 3.15 refuses datasets above 4 GiB that declare more than 1000 times the stored bytes, so a bomb below 4 GiB
+# passes. Here the floor is lower: the largest plausible size of an all-zero tensor that gzip shrank to nothing.
 EXPANSION_FLOOR_BYTES = 256 << 20
 MAX_EXPANSION = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Bounds on the file as a whole, so that indexing it stays cheap whatever it declares.
+    """Bounds on the file as a whole, which keep indexing cheap whatever the file declares.
 
     Attributes
     ----------
     max_objects : int
-        Links in all groups together. The largest published Keras models have below 100,000.
+        Links in all groups together. The largest published Keras models have fewer than 100,000.
     max_depth : int
         Nesting of groups; Keras writes one level per nested layer, rarely more than ten.
     max_text_bytes : int
@@ -69,12 +68,12 @@ def option_for(rule: str) -> str:
 
 
 def refusal(key: str, rule: str, message: str) -> Refusal:
-    """Make the refusal of one path; the option is named where one exists."""
+    """Make the refusal of one path; it names the option that allows the path, if there is one."""
     return Refusal(key=key, rule=rule, message=message, option=option_for(rule) if rule in RULES else None)
 
 
 def refused(refusal: Refusal, file: str | os.PathLike[str] | None = None) -> FastAssignError:
-    """Make the error for a load that needs what was refused: ``Refused``, or ``Malformed`` for a damaged part."""
+    """Make the error for a load that needs a refused path: ``Refused``, or ``Malformed`` for a damaged part."""
     if refusal.rule == DAMAGE:
         hint = "the file is damaged: copy or save it again"
         return Malformed(refusal.message, file=file, tensor=refusal.key, hint=hint)
@@ -82,5 +81,5 @@ def refused(refusal: Refusal, file: str | os.PathLike[str] | None = None) -> Fas
 
 
 def exceeds_expansion(declared: int, stored: int) -> bool:
-    """Whether a dataset declares so much more than is stored that it must be a bomb."""
+    """Whether a dataset declares so many more bytes than it stores that it must be a bomb."""
     return declared > EXPANSION_FLOOR_BYTES and declared > MAX_EXPANSION * stored

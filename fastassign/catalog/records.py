@@ -1,10 +1,9 @@
-"""What is in a file, as plain data: tensors, groups, text attributes and refusals.
+"""The contents of a file as plain data: tensors, groups, text attributes and refusals.
 
-Everything here is made by the index (``hdf5`` or ``classic``) and is valid by construction: a record that
-exists has a known dtype, a finite shape, and extents that lie inside the file as it was opened.
+Only the index (``classic`` or ``hdf5_index``) makes records, and they are valid by construction: a record has a known
+dtype, a finite shape, and extents inside the file as it was opened.
 
-Not here: reading tensor data (``fastassign.streaming``) and deciding what belongs to which variable
-(``fastassign.matching``).
+Not here: reading tensor data (``fastassign.streaming``), and assigning tensors to variables (``fastassign.matching``).
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-# How the bytes of a tensor are stored. "raw": the extents, one after the other, are the array in C order,
-# little-endian, nothing else to do. "h5py": chunked, filtered, big-endian or never written; h5py reads it.
+# How the bytes of a tensor are stored. "raw": the extents, one after the other, are the array itself, in C order and
+# little-endian. "h5py": the dataset is chunked, filtered, big-endian or never written, and h5py has to decode it.
 Encoding = Literal["raw", "h5py"]
 
 # Item sizes of the dtypes that numpy does not know by name alone.
@@ -29,7 +28,7 @@ def itemsize_of(dtype: str) -> int:
 
 
 class Extent(NamedTuple):
-    """A run of bytes in the file: ``offset`` counts from the first byte of the file itself."""
+    """A run of bytes in the file; ``offset`` counts from the first byte of the file itself."""
 
     offset: int
     nbytes: int
@@ -46,12 +45,12 @@ class TensorRecord:
     shape : tuple of int
         The declared shape.
     dtype : str
-        numpy's ``dtype.str`` (``"<f4"``, ``">f8"``, ``"|b1"``), ``"bfloat16"`` for Keras' marked two-byte
-        opaque form, or ``"|V1"``/``"|V2"`` for unmarked opaque bytes.
+        numpy's ``dtype.str`` (``"<f4"``, ``">f8"``, ``"|b1"``), ``"bfloat16"`` for the two opaque bytes that Keras
+        marks as such, or ``"|V1"``/``"|V2"`` for unmarked opaque bytes.
     encoding : {"raw", "h5py"}
         Whether the extents are the array itself, or h5py has to decode it.
     extents : tuple of Extent
-        Where the bytes stand; empty for the encoding ``"h5py"`` and for tensors without elements.
+        The places of the bytes in the file; empty for the encoding ``"h5py"`` and for tensors without elements.
     detail : str
         Why the encoding is ``"h5py"`` (``"chunked, gzip"``); empty for ``"raw"``.
     """
@@ -66,14 +65,26 @@ class TensorRecord:
     @property
     def nbytes(self) -> int:
         """Bytes of the decoded array."""
-        if len(self.extents) == 1:  # raw, and by far the most: the index has done the sum
+        if len(self.extents) == 1:  # raw, as most are: the index has done the sum
             return self.extents[0].nbytes
         return math.prod(self.shape) * itemsize_of(self.dtype)
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Something in the file that the policy does not allow, raised when a load needs it."""
+    """A path in the file that the policy does not allow; the error is raised when a load needs the path.
+
+    Attributes
+    ----------
+    key : str
+        The path.
+    rule : str
+        The rule that it breaks; see ``fastassign.catalog.policy``.
+    message : str
+        The text of the error.
+    option : str or None
+        The option that would allow the path; ``None`` if no option does.
+    """
 
     key: str
     rule: str
@@ -90,12 +101,12 @@ class Contents:
     records : mapping of str to TensorRecord
         The datasets that a load may use, by key.
     groups : mapping of str to tuple of str
-        The names in each group, by the group's path (``""`` is the root), whatever they lead to.
+        The names in each group, by the group's path (``""`` is the root), whatever kind of object they lead to.
     refusals : mapping of str to Refusal
         Paths that may not be followed or read, by key.
     texts : mapping of (str, str) to tuple of str
-        The text attributes that the Keras layouts use, by (group path, attribute name). A scalar attribute is
-        a tuple of one.
+        The text attributes that the Keras layouts use, by (group path, attribute name). A scalar attribute is a tuple
+        of one string.
     """
 
     records: Mapping[str, TensorRecord] = field(default_factory=dict)
@@ -104,7 +115,7 @@ class Contents:
     texts: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
 
     def refusal_on(self, key: str) -> Refusal | None:
-        """Return the refusal that stands on the way to a path: on itself or on any group above it."""
+        """Return the refusal of a path itself, or of any group above it."""
         if not self.refusals:
             return None
         path = key
@@ -117,14 +128,14 @@ class Contents:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """The contents of a weight file, and where in the file its HDF5 data stands.
+    """The contents of a weight file, and the place of its HDF5 data in the file.
 
     Attributes
     ----------
     base, size : int
-        First byte and length of the HDF5 data; ``0`` and the file's size unless it stands in an archive.
+        First byte and length of the HDF5 data; ``0`` and the file's size unless the data is in an archive.
     contents : Contents
-        What was found.
+        The objects of the HDF5 data.
     """
 
     base: int

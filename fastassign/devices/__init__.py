@@ -1,1 +1,1 @@
-"""Devices: the driver, page-locked memory, rings of slots, and which devices can be reached."""
+"""Devices that values are copied to: their driver, page-locked host memory, and the rings that copies go through."""

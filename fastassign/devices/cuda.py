@@ -1,11 +1,9 @@
-"""The one seam to CUDA: page-locking, streams, copies and fences.
+"""CUDA's driver: page-locking, streams, copies, kernels and fences.
 
-Everything else works with the protocols of this page, so that tests can put a simulated device in CUDA's place.
-
-Behind them stand NVIDIA's own bindings of the driver (the package ``cuda-bindings``), not the CUDA runtime: its driver
-API needs nothing but the driver, whichever CUDA TensorFlow was built with. TensorFlow and the CUDA runtime both use a
-device's *primary context* (source: ``CudaContext::Create`` in OpenXLA), and so does this: a thread that TensorFlow
-finds in another context ends the process.
+This module calls NVIDIA's own bindings of the driver (the package ``cuda-bindings``), not the CUDA runtime: the
+driver's API needs nothing but the driver, whichever CUDA TensorFlow was built with. TensorFlow and the CUDA runtime
+both use a device's *primary context* (source: ``CudaContext::Create`` in OpenXLA), and so does this module: TensorFlow
+ends the process if it finds a thread in another context.
 """
 
 from __future__ import annotations
@@ -15,161 +13,31 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from functools import cache
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
+from fastassign.devices.driver import LOST_HINT
 from fastassign.errors import DeviceFailed, NotPageLocked, annotate
-from fastassign.kernels.scatter import Kind
+from fastassign.kernels.scatter import Scatter
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 _log = logging.getLogger("fastassign")
 
-# What to do about a device that fails.
-LOST_HINT = "a device that was lost comes back with a new process; nvidia-smi and dmesg tell what happened"
-
-
-class Fence(Protocol):
-    """A mark in a stream."""
-
-    def wait(self) -> None:
-        """Wait until everything is done that was put into the stream before it.
-
-        Raises
-        ------
-        DeviceFailed
-            The device reports an error, of anything that went before.
-        """
-
-
-class Stream(Protocol):
-    """A queue of work for one device, which is done in order; a context in which a thread may add to it."""
-
-    def __enter__(self) -> Stream:
-        """Make this thread one that may add to it."""
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Leave."""
-
-    def copy(self, destination: int, source: int, nbytes: int) -> None:
-        """Copy from host memory to the device's; returns before that is done.
-
-        Parameters
-        ----------
-        destination, source : int
-            Addresses.
-        nbytes : int
-            Bytes.
-        """
-
-    def scatter(self, launch: Scatter) -> None:
-        """Run the kernel that scatters and casts; returns before that is done."""
-
-    def record(self) -> Fence:
-        """Return a mark behind everything that is in it."""
-
-    def close(self) -> None:
-        """Give it up; nothing of it is under way any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scatter:
-    """What the kernel that scatters and casts is told; see ``fastassign.kernels.scatter``.
-
-    Attributes
-    ----------
-    source, source_nbytes : int
-        Address and bytes of the slab on the device.
-    destination, destination_nbytes : int
-        The lowest address that is written to, and the bytes from there to the end of the last value.
-    table, rows : int
-        Address on the device and rows of the table: where each run begins in the slab, where in what the destination
-        spans, and its length; in elements where it is cast, in bytes where it is only copied.
-    longest : int
-        The longest run, in the same unit.
-    kind : {"copy", "bfloat16", "float16"}
-        What is done with an element.
-    """
-
-    source: int
-    source_nbytes: int
-    destination: int
-    destination_nbytes: int
-    table: int
-    rows: int
-    longest: int
-    kind: Kind
-
-
-class Driver(Protocol):
-    """What is needed of a driver."""
-
-    def serves(self, device: str) -> bool:
-        """Whether a device, by TensorFlow's full name, is one of its own."""
-
-    def kernels_missing(self) -> str:
-        """Return why kernels of ours don't run on its devices; empty if they do."""
-
-    def ordinal_of(self, device: str, address: int) -> int:
-        """Return the driver's number of a device, by TensorFlow's name and the address of memory on it."""
-
-    def stream(self, ordinal: int) -> Stream:
-        """Make a stream of a device."""
-
-    def lock(self, ordinal: int, address: int, nbytes: int) -> None:
-        """Page-lock host memory, for all devices.
-
-        Raises
-        ------
-        NotPageLocked
-            The system does not let us.
-        """
-
-    def unlock(self, ordinal: int, address: int) -> None:
-        """Undo ``lock``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Missing:
-    """Why there is no driver to work with."""
-
-    reason: str
-    hint: str
-
-
-@cache
-def find_driver() -> Driver | Missing:
-    """Return the driver, or why there is none; looked for once in a process."""
-    try:
-        from cuda.bindings import driver as bindings
-    except ImportError as error:
-        return Missing(f"the package cuda-bindings is not here ({error})", "pip install fastassign[cuda]")
-    try:
-        return CudaDriver(bindings)
-    except DeviceFailed as error:
-        return Missing(
-            f"CUDA's driver can't be used: {error}",
-            "install the driver of the card, or let the container and CUDA_VISIBLE_DEVICES show it",
-        )
-
 
 class CudaDriver:
-    """CUDA's driver, by ``cuda.bindings.driver``.
+    """CUDA's driver, called through ``cuda.bindings.driver``. See ``Driver``.
 
     Parameters
     ----------
     bindings : module
-        The bindings.
+        The module ``cuda.bindings.driver``.
 
     Raises
     ------
     DeviceFailed
-        There is no driver, or no device that it may use.
+        There is no driver, or it sees no device.
     """
 
     def __init__(self, bindings: Any) -> None:
@@ -187,13 +55,13 @@ class CudaDriver:
         Raises
         ------
         DeviceFailed
-            The driver reports an error, whose name and text the message has, or it does not have the function.
+            The driver lacks the function, or reports an error; the message has the error's name and text.
         """
         try:
             status, *results = getattr(self.bindings, name)(*arguments)
-        except (KeyError, ValueError) as error:  # an enumeration that lacks it: the driver is newer than the bindings
+        except (KeyError, ValueError) as error:  # a status newer than the bindings
             raise DeviceFailed(f"{name}: a status that the bindings don't know ({error})", hint=LOST_HINT) from error
-        except RuntimeError as error:  # no library of a driver, or one that is older and lacks the function
+        except RuntimeError as error:  # there is no driver, or an older one without the function
             raise DeviceFailed(f"{name}: {error}", hint="a newer driver of the card may help") from error
         if int(status):
             raise DeviceFailed(f"{name}: {self._describe(status)}", hint=LOST_HINT)
@@ -201,23 +69,23 @@ class CudaDriver:
 
     def _describe(self, status: Any) -> str:
         _, text = self.bindings.cuGetErrorString(status)
-        # An older driver may lack the text, never the bindings the name.
+        # The bindings know every name; an older driver may lack the text.
         return f"{status.name} ({text.decode()})" if text else str(status.name)
 
     def serves(self, device: str) -> bool:
-        """Whether a device is a GPU of this process; see ``Driver``."""
+        """Whether a device is a GPU of this process."""
         return device.startswith("/job:localhost/replica:0/task:0/device:GPU:")
 
     def kernels_missing(self) -> str:
-        """Return why kernels don't run; see ``Driver``."""
+        """Return why kernels can't be launched; empty if they can."""
         from fastassign.kernels.scatter import available
 
         return available() or ""
 
-    def ordinal_of(self, device: str, address: int) -> int:  # noqa: ARG002 - the address says it all
-        """Ask the driver whose memory it is; see ``Driver``.
+    def ordinal_of(self, device: str, address: int) -> int:  # noqa: ARG002 - the address is enough
+        """Ask the driver which device the memory is on.
 
-        TensorFlow counts the devices that it sees, and can make several of one: neither number is the driver's.
+        TensorFlow's own numbers differ: it counts only the devices that it sees, and can make several of one.
         """
         if self.count == 1:
             return 0
@@ -225,18 +93,18 @@ class CudaDriver:
         return int(self.call("cuPointerGetAttribute", attribute, address))
 
     def context(self, ordinal: int) -> Any:
-        """Return a device's primary context, kept for the life of the process, as TensorFlow keeps it."""
+        """Return a device's primary context; like TensorFlow, keep it for the life of the process."""
         with self._lock:
             if ordinal not in self._contexts:
                 self._contexts[ordinal] = self.call("cuDevicePrimaryCtxRetain", self.call("cuDeviceGet", ordinal))
             return self._contexts[ordinal]
 
     def stream(self, ordinal: int) -> CudaStream:
-        """Make a stream; see ``Driver``."""
+        """Make a stream."""
         return CudaStream(self, ordinal)
 
     def lock(self, ordinal: int, address: int, nbytes: int) -> None:
-        """Page-lock host memory; see ``Driver``."""
+        """Page-lock host memory, for all devices."""
         flags = self.bindings.CU_MEMHOSTREGISTER_PORTABLE
         with CurrentContext(self, ordinal):
             try:
@@ -245,11 +113,11 @@ class CudaDriver:
                 raise NotPageLocked(
                     f"{nbytes} bytes of host memory could not be page-locked: {error}",
                     hint="lower DeviceOptions(slot_bytes=, threads=), raise the limit of locked memory "
-                    "(ulimit -l, or the container's), or go without: DeviceOptions(page_lock=False)",
+                    "(ulimit -l, or the container's), or do without: DeviceOptions(page_lock=False)",
                 ) from error
 
     def unlock(self, ordinal: int, address: int) -> None:
-        """Undo ``lock``; see ``Driver``."""
+        """Undo ``lock``."""
         with CurrentContext(self, ordinal):
             self.call("cuMemHostUnregister", address)
 
@@ -276,18 +144,18 @@ class CurrentContext:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give the thread its own back."""
+        """Give the thread its previous context back."""
         try:
             self._driver.call("cuCtxPopCurrent")
         except DeviceFailed as failure:
-            # Any call may report what an earlier copy did; what failed first says more.
+            # Any call may report the failure of an earlier copy. The first error says more.
             if error is None:
                 raise
             annotate(error, f"and then {failure}")
 
 
 class CudaStream(CurrentContext):
-    """A CUDA stream; it does not wait for the legacy default stream, nor that for it. See ``Stream``.
+    """A CUDA stream. It and the legacy default stream don't wait for each other. See ``Stream``.
 
     Parameters
     ----------
@@ -304,27 +172,27 @@ class CudaStream(CurrentContext):
             self._handle = driver.call("cuStreamCreate", int(driver.bindings.CUstream_flags.CU_STREAM_NON_BLOCKING))
 
     def copy(self, destination: int, source: int, nbytes: int) -> None:
-        """Copy; see ``Stream``."""
+        """Queue a copy."""
         self._driver.call("cuMemcpyHtoDAsync", destination, source, nbytes, self._handle)
 
-    def scatter(self, launch: Scatter) -> None:
-        """Run the kernel; see ``Stream``."""
+    def scatter(self, work: Scatter) -> None:
+        """Queue the kernel that scatters and casts."""
         from fastassign.kernels import scatter
 
         try:
-            scatter.launch(stream=int(self._handle), ordinal=self._ordinal, **asdict(launch))
+            scatter.launch(work, stream=int(self._handle), ordinal=self._ordinal)
         except Exception as error:  # numba's errors have no root of their own
             raise DeviceFailed(
                 f"a kernel could not be launched: {type(error).__name__}: {error}",
-                hint=f"{LOST_HINT}; with NUMBA_DISABLE_CUDA=1 in the environment loads go without kernels",
+                hint=f"{LOST_HINT}; with NUMBA_DISABLE_CUDA=1 in the environment loads do without kernels",
             ) from error
 
     def record(self, *, timed: bool = False) -> CudaFence:
-        """Return a mark; ``timed`` for one whose time is kept."""
+        """Return a mark; with ``timed``, one that keeps its time."""
         try:
             return CudaFence(self._driver, self, self._handle, timed=timed)
         except BaseException:
-            # Without a mark nobody would wait, and what is copied from would be written to.
+            # Without a mark nothing would wait for the copies, and their source could be overwritten.
             with suppress(DeviceFailed):
                 self._driver.call("cuStreamSynchronize", self._handle)
             raise
@@ -336,30 +204,30 @@ class CudaStream(CurrentContext):
 
 
 class CudaFence:
-    """A CUDA event behind what a stream holds now. See ``Fence``.
+    """A CUDA event behind all work that a stream holds now. See ``Fence``.
 
     Parameters
     ----------
     driver : CudaDriver
         The driver.
     current : CurrentContext
-        The device's context, which the calling thread is in.
+        The device's context; the calling thread is in it.
     stream : CUstream
         The stream.
     timed : bool
-        Whether its time is kept.
+        Whether the event keeps its time.
     """
 
     def __init__(self, driver: CudaDriver, current: CurrentContext, stream: Any, *, timed: bool) -> None:
         self._driver, self._current = driver, current
         kinds = driver.bindings.CUevent_flags
-        # Who waits sleeps: the core has a slot to fill.
+        # A waiting thread sleeps, so that its core can fill a slot.
         flags = int(kinds.CU_EVENT_BLOCKING_SYNC) | (0 if timed else int(kinds.CU_EVENT_DISABLE_TIMING))
         self._handle = driver.call("cuEventCreate", flags)
         driver.call("cuEventRecord", self._handle, stream)
 
     def wait(self) -> None:
-        """Wait; see ``Fence``."""
+        """Wait until the device has done all work before the mark."""
         with self._current:
             self._driver.call("cuEventSynchronize", self._handle)
 
@@ -369,14 +237,14 @@ class CudaFence:
             return float(self._driver.call("cuEventElapsedTime", earlier._handle, self._handle)) / 1e3
 
     def __del__(self, _is_ending: Callable[[], bool] = sys.is_finalizing) -> None:
-        """Destroy the event: the driver does so when it is reached."""
+        """Destroy the event; the driver puts it off until the event is reached."""
         handle = getattr(self, "_handle", None)
-        # At the end of the process the driver lets go of everything, and modules may be gone, hence the argument.
+        # At the end of the process the driver frees everything. Modules may be gone by then, hence the argument.
         if handle is None or _is_ending():
             return
         try:
             with self._current:
                 self._driver.call("cuEventDestroy", handle)
         except DeviceFailed as error:
-            # In a finaliser nobody can catch it; of a lost device, each fence would say what the load's error says.
+            # Nobody can catch an error of a finaliser; and on a lost device each fence would repeat the load's error.
             _log.debug("a CUDA event could not be destroyed: %s", error)

@@ -1,4 +1,4 @@
-"""The slots that everything passes through on its way to a device."""
+"""A ring of slots: the host memory that values pass through on their way to a device."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from fastassign.devices.cuda import Fence
+from fastassign.devices.driver import Fence
 from fastassign.devices.staging import StagingBuffer
 from fastassign.errors import DeviceFailed
 
@@ -21,47 +21,47 @@ class Slot:
 
     Parameters
     ----------
-    lease : StagingBuffer
+    number : int
+        The slot's place in the ring.
+    buffer : StagingBuffer
         The memory.
 
     Attributes
     ----------
-    number : int
-        Its place in the ring.
     memory : numpy.ndarray
         The bytes.
     view : memoryview
-        The same, to read into.
+        The same bytes, to read into.
     address : int
-        Of the first.
+        The address of the first byte.
     fence : Fence or None
-        To be set by who fills it: the mark behind the last copy out of it.
+        The mark behind the last copy out of the slot. The thread that fills the slot sets it.
     """
 
-    __slots__ = ("address", "fence", "lease", "memory", "number", "view")
+    __slots__ = ("address", "buffer", "fence", "memory", "number", "view")
 
-    def __init__(self, number: int, lease: StagingBuffer) -> None:
-        self.number, self.lease = number, lease
-        self.memory: np.ndarray[Any, Any] = lease.memory
-        self.view = lease.memory.data
-        self.address = lease.address
+    def __init__(self, number: int, buffer: StagingBuffer) -> None:
+        self.number, self.buffer = number, buffer
+        self.memory: np.ndarray[Any, Any] = buffer.memory
+        self.view = buffer.memory.data
+        self.address = buffer.address
         self.fence: Fence | None = None
 
 
 class Ring:
-    """Slots that go round: filled, copied from, and filled again only after the copy is done.
+    """Slots that are filled, copied from, and filled again only after the copy is done.
 
     Parameters
     ----------
-    lend : callable
-        Lends the memory of one slot.
+    lease : callable
+        Leases the buffer of one slot.
     count : int
-        Slots.
+        The number of slots.
     mark : callable
         Makes a fence behind all copies.
     """
 
-    def __init__(self, lend: Callable[[], StagingBuffer], count: int, mark: Callable[[], Fence]) -> None:
+    def __init__(self, lease: Callable[[], StagingBuffer], count: int, mark: Callable[[], Fence]) -> None:
         self._mark = mark
         self._free: list[Slot] = []
         self._copied: deque[Slot] = deque()
@@ -69,7 +69,7 @@ class Ring:
         self._slots: list[Slot] = []
         try:
             for number in range(count):
-                self._slots.append(Slot(number, lend()))
+                self._slots.append(Slot(number, lease()))
         except BaseException:
             self._give_back(self._slots)
             raise
@@ -77,21 +77,21 @@ class Ring:
 
     @contextmanager
     def slot(self) -> Iterator[Slot]:
-        """Lend a slot to a thread; if it sets ``fence``, nobody gets the slot before that is passed.
+        """Lend a slot to a thread. If the thread sets ``fence``, the slot is not lent again before the fence is passed.
 
         Raises
         ------
         DeviceFailed
-            The device failed at what was copied out of the slot before.
+            The device failed to copy the slot's previous values.
         """
         slot = self._take()
         slot.fence = None
         try:
             yield slot
         except BaseException:
-            # A thread that is interrupted may leave a copy without its fence.
+            # An interrupted thread may leave a copy behind without its fence.
             if slot.fence is None:
-                with suppress(DeviceFailed):  # then nothing is copied any more
+                with suppress(DeviceFailed):  # a failed device copies nothing any more
                     slot.fence = self._mark()
             raise
         finally:
@@ -120,12 +120,12 @@ class Ring:
         return slot
 
     def close(self) -> None:
-        """Wait until nothing is copied out of the slots any more, and give their memory back.
+        """Wait for all copies out of the slots, and give the memory of the slots back.
 
         Raises
         ------
         DeviceFailed
-            The device failed: it copies nothing any more, and the memory is given back too.
+            The device failed. It copies nothing any more, so the memory is given back all the same.
         """
         failure: BaseException | None = None
         fence: Fence | None = None
@@ -135,9 +135,9 @@ class Ring:
                 fence = fence or self._mark()
                 fence.wait()
                 is_done = True
-            except Exception as error:  # noqa: BLE001 - raised below, when all is given back
+            except Exception as error:  # noqa: BLE001 - raised below, when all memory is given back
                 failure, is_done = error, True
-            except BaseException as error:  # noqa: BLE001 - Ctrl-C: the device copies all the same
+            except BaseException as error:  # noqa: BLE001 - Ctrl-C does not stop the device: wait on
                 failure = error
         self._give_back(self._slots)
         self._slots = []
@@ -145,9 +145,9 @@ class Ring:
             try:
                 raise failure
             finally:
-                del failure  # in a circle with its traceback it would keep the device's memory
+                del failure  # with its traceback it is a reference cycle that would keep the device's memory
 
     @staticmethod
     def _give_back(slots: list[Slot]) -> None:
         for slot in slots:
-            slot.lease.give_back()
+            slot.buffer.give_back()

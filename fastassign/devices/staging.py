@@ -1,7 +1,8 @@
-"""Host memory that devices copy from: whole pages, page-locked where there is a device, kept for the process.
+"""A pool of host memory that devices copy from: whole pages, page-locked where a driver can do it.
 
-Page-locking takes time for every page: it is done once, and what a load gives back serves the next.
-Unlike the memory of ``buffers`` nothing outlives a load in here: whoever leases it says when it is free again.
+Page-locking takes time for every page, so the pool keeps locked memory: the next load uses the pages that a load gave
+back. Every buffer is given back explicitly, within the load that leased it. (``fastassign.streaming.buffers`` pools
+memory that outlives a load.)
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from fastassign.devices.cuda import Driver
+from fastassign.devices.driver import Driver
 from fastassign.errors import Budget, DeviceFailed, NotPageLocked
 from fastassign.planning.lanes import whole_pages
 
@@ -25,7 +26,7 @@ _log = logging.getLogger("fastassign")
 
 @dataclass(frozen=True, slots=True)
 class Locker:
-    """Who page-locks memory: a driver, and the number of one of its devices."""
+    """The driver that page-locks memory, and its number of the device to do it for."""
 
     driver: Driver
     ordinal: int
@@ -33,23 +34,23 @@ class Locker:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Block:
-    """Memory of the pool, and who locked it."""
+    """Memory of the pool, and the driver that page-locked it, if any."""
 
     memory: np.ndarray[Any, Any]
     locker: Locker | None
 
 
 class StagingBuffer:
-    """Memory of the pool, until it is given back.
+    """Memory that the pool lends, until it is given back.
 
     Attributes
     ----------
     memory : numpy.ndarray
         The bytes.
     address : int
-        Of the first, a multiple of a page.
+        The address of the first byte, a multiple of the page size.
     owner : str
-        Who has it.
+        A name for the holder, for error messages.
     """
 
     def __init__(self, pool: StagingPool, block: _Block, owner: str) -> None:
@@ -58,78 +59,80 @@ class StagingBuffer:
         self._pool, self._block = pool, block
 
     def give_back(self) -> None:
-        """Give the memory back: nobody reads or writes it any more, no device either.
+        """Give the memory back. From now on neither the holder nor a device may read or write it.
 
         Raises
         ------
         RuntimeError
-            It was given back before.
+            The buffer was given back before.
         """
         self._pool.take_back(self, self._block)
 
 
 class StagingPool:
-    """Page-aligned memory that is leased, given back, and kept. May be used from any thread.
+    """A pool of page-aligned buffers: leased, given back, and kept for the next load. May be used from any thread.
 
     Attributes
     ----------
     leased_bytes, idle_bytes : int
-        What is out, and what waits.
+        Bytes that are leased now, and bytes that wait to be leased.
     """
 
     def __init__(self) -> None:
         self.leased_bytes = self.idle_bytes = 0
         self._idle: list[_Block] = []
-        self._leases: dict[StagingBuffer, None] = {}
+        self._leased: dict[StagingBuffer, None] = {}
         self._lock = threading.Lock()
         os.register_at_fork(after_in_child=self._forget)
 
     def lease(self, nbytes: int, *, owner: str, locker: Locker | None, limit_bytes: int) -> StagingBuffer:
-        """Lend memory.
+        """Lease a buffer.
 
         Parameters
         ----------
         nbytes : int
-            How much; rounded up to whole pages.
+            Size of the buffer; rounded up to whole pages.
         owner : str
-            Who asks.
+            A name for the holder, for error messages.
         locker : Locker, optional
-            Who page-locks it.
+            Page-locks the buffer; without it the memory is pageable.
         limit_bytes : int
-            What the pool may hold at most afterwards, idle memory included.
+            The most that the pool may hold afterwards, idle memory included.
 
         Raises
         ------
         Budget
-            More is out already.
+            The buffer and those that are leased already exceed the limit.
         NotPageLocked
-            The system does not page-lock it; nothing was lent.
+            The system refuses to page-lock the buffer; nothing is leased.
         """
         nbytes = whole_pages(nbytes)
         with self._lock:
             room = limit_bytes - self.leased_bytes - nbytes
             if room < 0:
                 raise Budget(
-                    f"{nbytes} more bytes of staging memory are needed, max_staging_bytes leaves {limit_bytes} "
-                    f"for it, and {self.leased_bytes} are out, to {', '.join(self._owners()) or 'nobody'}",
+                    f"{nbytes} more bytes of staging memory do not fit: max_staging_bytes leaves {limit_bytes} bytes "
+                    f"for it, of which {self._lent()}",
                     hint="raise LoadOptions(max_staging_bytes=), or load one model after the other",
                 )
             block = self._idle_block(nbytes, locker)
             self._trim(room)
             if block is None:
                 block = self._new_block(nbytes, locker)
-            lease = StagingBuffer(self, block, owner)
-            self._leases[lease] = None
+            buffer = StagingBuffer(self, block, owner)
+            self._leased[buffer] = None
             self.leased_bytes += nbytes
-        return lease
+        return buffer
 
     def release(self) -> None:
         """Give all idle memory to the system."""
         with self._lock:
             self._trim(0)
 
-    def _owners(self) -> list[str]:
-        return list(dict.fromkeys(lease.owner for lease in self._leases))
+    def _lent(self) -> str:
+        """Return how many bytes are leased, and to whom, as the end of a sentence."""
+        owners = dict.fromkeys(buffer.owner for buffer in self._leased)
+        return f"{self.leased_bytes} are leased to {', '.join(owners)}" if owners else "none are leased"
 
     def _new_block(self, nbytes: int, locker: Locker | None) -> _Block:
         try:
@@ -137,13 +140,13 @@ class StagingPool:
         except NotPageLocked:
             if not self._idle:
                 raise
-        # What lies idle counts too where the system bounds locked memory.
+        # The system's limit of locked memory counts idle memory too.
         self._trim(0)
         return _make(nbytes, locker)
 
     def _idle_block(self, nbytes: int, locker: Locker | None) -> _Block | None:
         for position, block in enumerate(self._idle):
-            # Locked by one device it is locked for all.
+            # Memory that one device locked is locked for all of them.
             if block.memory.nbytes == nbytes and (block.locker is None) == (locker is None):
                 self.idle_bytes -= nbytes
                 return self._idle.pop(position)
@@ -155,28 +158,28 @@ class StagingPool:
             self.idle_bytes -= block.memory.nbytes
             _unlock(block)
 
-    def take_back(self, lease: StagingBuffer, block: _Block) -> None:
-        """Take a lease back; see ``StagingBuffer.give_back``."""
+    def take_back(self, buffer: StagingBuffer, block: _Block) -> None:
+        """Take a buffer back; see ``StagingBuffer.give_back``."""
         with self._lock:
-            if lease not in self._leases:
-                raise RuntimeError(f"the memory of {lease.owner} was given back before")
-            del self._leases[lease]
+            if buffer not in self._leased:
+                raise RuntimeError(f"the memory of {buffer.owner} was given back before")
+            del self._leased[buffer]
             self.leased_bytes -= block.memory.nbytes
             self.idle_bytes += block.memory.nbytes
             self._idle.append(block)
 
     def _forget(self) -> None:
-        # In a child process there is no device, and nobody that could give a lease back.
+        # A child process has no device, and no thread that could give a buffer back.
         self._lock = threading.Lock()
         self._idle.clear()
-        self._leases.clear()
+        self._leased.clear()
         self.leased_bytes = self.idle_bytes = 0
 
 
 def _make(nbytes: int, locker: Locker | None) -> _Block:
     pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a kernel that was built without huge pages refuses; small ones do as well
+        with suppress(OSError):  # a kernel built without huge pages refuses; small pages serve as well
             pages.madvise(mmap.MADV_HUGEPAGE)
     memory: np.ndarray[Any, Any] = np.frombuffer(pages, dtype=np.uint8)
     if locker is not None:
@@ -184,7 +187,7 @@ def _make(nbytes: int, locker: Locker | None) -> _Block:
     return _Block(memory, locker)
 
 
-# What could not be unlocked: a page that a driver believes it has must not go to anybody else.
+# Memory that could not be unlocked is kept for good: nobody else may get pages that a driver still holds.
 _lost: list[_Block] = []
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 
-from fastassign.catalog.catalog import Catalog, span_of
+from fastassign.catalog.catalog import Catalog
 from fastassign.catalog.file import WeightFile
+from fastassign.catalog.indexing import span_of
 from fastassign.catalog.records import Extent, Index
 from fastassign.errors import FastAssignError
 from fastassign.planning.coalesce import GAP, Span, coalesce

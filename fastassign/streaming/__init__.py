@@ -1,1 +1,1 @@
-"""Moving bytes from storage into host buffers."""
+"""The way of the bytes from storage into host memory: sources, reading threads, windows, buffers."""

@@ -1,4 +1,4 @@
-"""Host memory that TensorFlow may keep, and memory that it gave back."""
+"""Aligned host memory that TensorFlow may keep, and a pool of the memory that it gave back."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 
 from fastassign.planning.routes import ALIGNMENT
 
-# Idle memory that is kept at most. A load needs as much as the variables that it replaces hold, and gets it back when
-# they let go: so after two loads of a model this is what a third finds warm. 200 MB copied into memory that was
-# touched before take half the time of as much that was not.
+# The most idle memory that the pool keeps. A load needs as much memory as the variables whose values it replaces, and
+# the pool gets those old values' memory back. So from the third load of a model on, its memory is there and warm: a
+# copy of 200 MB into memory that was touched before takes half the time of a copy into fresh memory.
 KEEP_BYTES = 1 << 30
 
 
@@ -28,8 +28,8 @@ def is_aligned(array: np.ndarray[Any, Any]) -> bool:
     return bool(array.ctypes.data % ALIGNMENT == 0)
 
 
-class _Lease:
-    """The owner of lent memory: every array made of it keeps this object alive."""
+class _LentBlock:
+    """The owner of a lent block: every array that views the block keeps this object alive."""
 
     __slots__ = ("__array_interface__", "__weakref__")
 
@@ -37,24 +37,24 @@ class _Lease:
         self.__array_interface__ = block.__array_interface__
 
 
-class Pool:
-    """Aligned memory that comes back by itself when nobody refers to it any more, TensorFlow included.
+class ArenaPool:
+    """A pool of aligned arenas, each of which comes back by itself when its last reference is gone.
 
-    Whoever takes a view of it (numpy, TensorFlow, a variable fed with it) keeps it lent; nothing is ever handed out
-    twice at a time. May be used from any thread.
+    Every view of an arena counts, be it numpy's, TensorFlow's or that of a variable fed with it; no arena is lent twice
+    at a time. May be used from any thread.
 
     Parameters
     ----------
     keep_bytes : int
-        Idle memory that is kept at most; what comes back beyond it goes to the system.
+        The most idle memory that is kept; memory that comes back beyond it goes to the system.
     """
 
     def __init__(self, keep_bytes: int = KEEP_BYTES) -> None:
         self.keep_bytes = keep_bytes
         self.idle_bytes = 0
         self._idle: dict[int, list[np.ndarray[Any, Any]]] = {}
-        # Memory comes back in whatever thread drops the last reference, at times in the middle of `lease`, when the
-        # garbage collector runs there.
+        # Memory comes back in the thread that drops the last reference. The garbage collector may do that in the middle
+        # of `lease`, so the lock is reentrant.
         self._lock = threading.RLock()
 
     def lease(self, nbytes: int) -> np.ndarray[Any, Any]:
@@ -66,9 +66,9 @@ class Pool:
                 self.idle_bytes -= nbytes
         if block is None:
             block = aligned_array(nbytes)
-        lease = _Lease(block)
-        weakref.finalize(lease, self._take_back, block).atexit = False
-        return np.asarray(lease)
+        lent = _LentBlock(block)
+        weakref.finalize(lent, self._take_back, block).atexit = False
+        return np.asarray(lent)
 
     def release(self) -> None:
         """Give all idle memory to the system."""
@@ -80,7 +80,7 @@ class Pool:
         with self._lock:
             if block.nbytes > self.keep_bytes:
                 return
-            # What comes back is what the next load will want; of what is idle, the size that came first goes.
+            # The next load will want this size. To make room, drop the idle size that was given back first.
             while self.idle_bytes + block.nbytes > self.keep_bytes:
                 oldest = next(iter(self._idle))
                 blocks = self._idle[oldest]

@@ -1,4 +1,7 @@
-"""Where bytes come from: the file, or in tests something that behaves worse."""
+"""Sources of bytes, and reads that survive short answers and interruptions.
+
+A source is a file, or in tests an object that behaves worse.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from fastassign.errors import ReadFailed, Truncated
 
 
 class Source(Protocol):
-    """Something that can be read at any place, by several threads at once."""
+    """Bytes that can be read at any offset, by several threads at once."""
 
     def preadv(self, buffers: Sequence[memoryview], offset: int) -> int:
         """Fill the buffers in order from ``offset`` on; return the bytes read, 0 only at the end."""
@@ -21,18 +24,18 @@ def fill(source: Source, buffers: Sequence[memoryview], offset: int, nbytes: int
     Parameters
     ----------
     source : Source
-        Where to read.
+        The source.
     buffers : sequence of memoryview
         Byte buffers of ``nbytes`` bytes together.
     offset : int
-        First byte.
+        Offset of the first byte in the source.
     nbytes : int
-        How many.
+        Bytes to read.
 
     Raises
     ------
     Truncated
-        The source ends before.
+        The source ends too early.
     ReadFailed
         The storage reports an error.
     """
@@ -46,7 +49,7 @@ def fill(source: Source, buffers: Sequence[memoryview], offset: int, nbytes: int
 
 
 def read_some(source: Source, buffers: Sequence[memoryview], offset: int, nbytes: int) -> int:
-    """Read once, interruptions aside, and return how many bytes that gave: at least one.
+    """Read once, and again only if the read was interrupted; return the number of bytes read, at least one.
 
     Raises
     ------
@@ -59,7 +62,7 @@ def read_some(source: Source, buffers: Sequence[memoryview], offset: int, nbytes
         except InterruptedError:
             continue
         except OSError as error:
-            failure = ReadFailed(f"reading {nbytes} bytes at {offset} failed: {error}")
+            failure = ReadFailed(f"reading {nbytes} bytes at offset {offset} failed: {error}")
             failure.errno = error.errno
             raise failure from error
         if count == 0:
@@ -68,7 +71,7 @@ def read_some(source: Source, buffers: Sequence[memoryview], offset: int, nbytes
 
 
 def cut_short(offset: int, nbytes: int) -> Truncated:
-    """Return the error of a file that ends at a byte, so many short of what was wanted."""
+    """Return the error for a file that ends at byte ``offset`` where ``nbytes`` more bytes were needed."""
     return Truncated(
         f"the file ends at byte {offset}, {nbytes} bytes short",
         hint="the file was cut short while it was being read: copy or save it again",

@@ -1,4 +1,4 @@
-"""Reads past the page cache: whole pages of the file, into whole pages of memory."""
+"""Reads past the page cache, of whole pages of the file into whole pages of memory."""
 
 from __future__ import annotations
 
@@ -48,21 +48,21 @@ class UnbufferedFile:
 
 
 def fill_pages(source: Source, view: memoryview, offset: int, nbytes: int) -> int:
-    """Read whole pages that hold ``nbytes`` bytes from ``offset`` on.
+    """Read the whole pages that hold ``nbytes`` bytes from ``offset`` on.
 
     Parameters
     ----------
     source : Source
-        Where to read.
+        The source.
     view : memoryview
-        Whole pages, two more than ``nbytes`` fill.
+        Whole pages, two more than ``nbytes`` bytes fill.
     offset, nbytes : int
-        What is wanted.
+        The bytes that the caller wants.
 
     Returns
     -------
     int
-        Where in ``view`` it begins.
+        The position of those bytes in ``view``.
 
     Raises
     ------
@@ -76,7 +76,7 @@ def fill_pages(source: Source, view: memoryview, offset: int, nbytes: int) -> in
     while done < wanted:
         reached = done + read_some(source, [view[done:whole]], first + done, whole - done)
         if reached < wanted:
-            # Reads go on at a page; what ends within one ends there for good.
+            # The next read starts at a page; a source that ends within a page ends there for good.
             ended = reached % PAGE_BYTES
             reached -= ended
             if reached == done:

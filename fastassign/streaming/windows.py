@@ -1,4 +1,4 @@
-"""Which batches are open: as many as fit into the window of the host, or of the device, that they go to."""
+"""Windows on the batches of a load: each lane has as many batches open as its window of memory holds."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from fastassign.planning.batches import Batch
 
 
 class Windows:
-    """The batches of a load that wait, and those that are open. Owned by one thread.
+    """The waiting and the open batches of a load. Owned by one thread.
 
     Parameters
     ----------
     batches : sequence of Batch
         All batches.
     sizes : mapping of str to int
-        Bytes that may be open at a time, by lane; ``""`` for the host. ``None`` for all at once.
+        Bytes that may be open at a time, by lane; ``""`` is the host. ``None`` opens all batches at once.
     """
 
     def __init__(self, batches: Sequence[Batch], sizes: Mapping[str, int] | None) -> None:
@@ -32,7 +32,7 @@ class Windows:
         return any(self._waiting.values()) or any(self._open_count.values())
 
     def admit(self) -> Iterator[tuple[int, Batch]]:
-        """Open what fits, and yield it with its number, in the order of the file: no lane waits for all of another."""
+        """Open the batches that fit and yield them with their numbers, in the order of the file across all lanes."""
         while ready := [lane for lane, waiting in self._waiting.items() if waiting and self._fits(lane, waiting[0][1])]:
             lane = min(ready, key=lambda lane: self._waiting[lane][0][0])
             number, batch = self._waiting[lane].popleft()
@@ -42,10 +42,10 @@ class Windows:
 
     def _fits(self, lane: str, batch: Batch) -> bool:
         if self._sizes is None or not self._open_count[lane]:
-            return True  # a batch that is larger than its window is alone
+            return True  # a batch larger than its window is open alone
         return self._open_bytes[lane] + batch.window_bytes <= self._sizes[lane]
 
     def close(self, batch: Batch) -> None:
-        """Make room: a batch is not open any more."""
+        """Close a batch, and so make room for others."""
         self._open_bytes[batch.lane] -= batch.window_bytes
         self._open_count[batch.lane] -= 1

@@ -1,9 +1,9 @@
-"""Threads that do the reading while the calling thread assigns.
+"""Threads that read while the calling thread assigns.
 
-Not a ``concurrent.futures`` pool: jobs come back in the order in which they end, a job costs 3 microseconds
-instead of 30, stopping does not wait for what has not begun, and the calling thread does jobs itself while it
-has nothing else to do. With more threads than cores the one that assigns loses its core at every system call: on
-2 cores ResNet152 took 103 ms with two threads, 109 with three, 123 with four.
+They differ from a ``concurrent.futures`` pool: jobs come back in the order in which they end, a job costs 3
+microseconds instead of 30, stopping does not wait for jobs that have not begun, and the calling thread does jobs itself
+while it has nothing else to do. With more threads than cores the thread that assigns loses its core at every system
+call: on 2 cores ResNet152 took 103 ms with two threads, 109 with three, 123 with four.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Job = Callable[[], None]
 class Workers:
     """A few threads that run jobs until they are stopped.
 
-    Owned by one thread: it submits, and helps while it collects.
+    Owned by one thread, which submits jobs and helps with them while it collects.
 
     Parameters
     ----------
     count : int
-        Threads, the owner included.
+        The number of threads, the owner included.
     """
 
     def __init__(self, count: int) -> None:
@@ -51,7 +51,7 @@ class Workers:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Stop the workers; buffers that jobs were filling are free afterwards."""
+        """Stop the threads; afterwards no job touches a buffer any more."""
         self.stop()
 
     def submit(self, tag: int, job: Job) -> None:
@@ -59,7 +59,7 @@ class Workers:
         self._jobs.put((tag, job))
 
     def collect(self) -> int:
-        """Return the tag of a job that ended, doing one if none has; raise what it raised."""
+        """Return the tag of a job that has ended, after doing one if none has; raise the job's error if it failed."""
         try:
             tag, error = self._done.get_nowait()
         except Empty:
@@ -72,7 +72,7 @@ class Workers:
             try:
                 raise error
             finally:
-                del error  # in a circle with its traceback it would keep what the load has open
+                del error  # with its traceback it is a reference cycle that would keep the load's open files
         return tag
 
     def _take(self) -> tuple[int, Job] | None:
@@ -82,16 +82,16 @@ class Workers:
             return None
 
     def stop(self) -> None:
-        """Drop the jobs that have not begun, wait for those that have."""
+        """Drop the jobs that have not begun, and wait for those that have."""
         self._stopped = True
-        # One for each thread: Ctrl-C may come while one is being started, which then runs without an `ident` yet, and
-        # would take the end of another, who would be waited for ever.
+        # One for each thread, started or not. Ctrl-C may come while a thread is being started: it runs, but has no `ident`
+        # yet, and would take the end that is meant for another thread, which would never stop.
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join()
-        # Errors that nobody collected hold what their threads stood in, this object included.
+        # Errors that were not collected keep the frames of their threads alive, and with them this object.
         self._done = SimpleQueue()
 
     def _work(self) -> None:

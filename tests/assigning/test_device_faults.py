@@ -11,8 +11,8 @@ import pytest
 import tensorflow as tf
 
 import fastassign as fa
-from fastassign.devices import cuda
 from fastassign.devices.discover import find_devices
+from fastassign.devices.driver import Missing
 from fastassign.errors import DeviceFailed, DeviceMemory, NotPageLocked, ReadFailed, Unsupported
 from fastassign.kernels.scatter import available
 from fastassign.matching.assignment import Assignment, Matching
@@ -174,7 +174,7 @@ class TestLostDevice:
     def test_when_a_plan_is_carried_out_without_a_driver(self, driver, path, made, new):
         plan = fa.plan(made, path, options=tiny())
         old = contents(made)
-        missing = cuda.Missing("it was taken out", "put it back")
+        missing = Missing("it was taken out", "put it back")
         without = replace(plan, runtime=replace(plan.runtime, find_driver=lambda: missing))
         with pytest.raises(DeviceFailed, match="it was taken out") as caught:
             without.execute()
@@ -395,7 +395,7 @@ class TestThreads:
 
         def progress(event):
             old = contents(models[1])
-            with pytest.raises(fa.Budget, match="are out") as caught:
+            with pytest.raises(fa.Budget, match="are leased to a load to") as caught:
                 fa.load_weights(models[1], path, options=options)
             assert caught.value.assigned == ()
             assert_state(models[1], (), old, new)
@@ -446,7 +446,7 @@ def planned(path, find_driver, *, dtype="float32", device=GPU, **how):
 class TestWithoutADriver:
     @staticmethod
     def planned(path, **how):
-        return planned(path, lambda: cuda.Missing("there is none", "get one"), **how)
+        return planned(path, lambda: Missing("there is none", "get one"), **how)
 
     def test_values_go_by_tensorflows_own_copy_and_the_plan_says_so(self, path):
         plan = self.planned(path)
@@ -467,7 +467,7 @@ class TestWithoutADriver:
 
     def test_the_hosts_devices_need_none(self):
         def missing():
-            return cuda.Missing("there is none", "get one")
+            return Missing("there is none", "get one")
 
         def asked():
             raise AssertionError("nobody needs a driver")

@@ -25,7 +25,7 @@ from fastassign.assigning import graph as graph_module
 from fastassign.errors import Unsupported
 from fastassign.runtime import process_runtime
 from fastassign.streaming import buffers
-from fastassign.streaming.buffers import Pool, is_aligned
+from fastassign.streaming.buffers import ArenaPool, is_aligned
 from support import attacks, differential, faults, graph_modes, models
 from support.graph_modes import variable_of
 from support.options import load_options
@@ -814,7 +814,7 @@ def address(array):
 
 @pytest.mark.parametrize("nbytes", [0, 1, 63, 64, 65, 1000, 1 << 20])
 def test_pool_memory_is_aligned_and_writable(nbytes):
-    pool = Pool()
+    pool = ArenaPool()
     for _ in range(3):
         array = pool.lease(nbytes)
         assert array.shape == (nbytes,) and array.dtype == np.uint8
@@ -823,7 +823,7 @@ def test_pool_memory_is_aligned_and_writable(nbytes):
 
 
 def test_pool_gives_memory_again():
-    pool = Pool()
+    pool = ArenaPool()
     array = pool.lease(1000)
     where = address(array)
     assert pool.idle_bytes == 0
@@ -838,7 +838,7 @@ def test_pool_gives_memory_again():
              lambda a: a[:0], lambda a: a.reshape(10, -1).T]
 )  # fmt: skip
 def test_views_keep_pool_memory(view):
-    pool = Pool()
+    pool = ArenaPool()
     array = pool.lease(1000)
     kept = view(array)
     del array
@@ -850,7 +850,7 @@ def test_views_keep_pool_memory(view):
 
 
 def test_pool_keeps_no_more_than_it_may():
-    pool = Pool(keep_bytes=2500)
+    pool = ArenaPool(keep_bytes=2500)
     lent = [pool.lease(1000) for _ in range(5)]
     lent.clear()
     assert pool.idle_bytes == 2000
@@ -858,13 +858,13 @@ def test_pool_keeps_no_more_than_it_may():
 
 
 def test_pool_keeps_nothing_where_it_may_not():
-    pool = Pool(keep_bytes=0)
+    pool = ArenaPool(keep_bytes=0)
     pool.lease(1000)
     assert pool.idle_bytes == 0 and not any(pool._idle.values())
 
 
 def test_pool_takes_back_what_was_lent_before_a_release():
-    pool = Pool()
+    pool = ArenaPool()
     array, idle = pool.lease(1000), pool.lease(500)
     del idle
     pool.release()
@@ -876,7 +876,7 @@ def test_pool_takes_back_what_was_lent_before_a_release():
 
 def test_pool_takes_back_by_the_collector():
     """In whatever thread and at whatever moment that runs."""
-    pool = Pool()
+    pool = ArenaPool()
 
     class Cycle:
         pass
@@ -890,14 +890,14 @@ def test_pool_takes_back_by_the_collector():
 
 
 def test_pool_outlives_its_name():
-    array = Pool().lease(100)
+    array = ArenaPool().lease(100)
     gc.collect()
     array[:] = 1
     assert array.sum() == 100
 
 
 def test_pool_in_many_threads():
-    pool, failures, barrier = Pool(keep_bytes=20_000), [], threading.Barrier(6)
+    pool, failures, barrier = ArenaPool(keep_bytes=20_000), [], threading.Barrier(6)
 
     def work(mark):
         rng = np.random.default_rng(mark)
@@ -926,7 +926,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.pool = Pool(keep_bytes=3000)
+        self.pool = ArenaPool(keep_bytes=3000)
         self.lent = []
         self.mark = 0
 

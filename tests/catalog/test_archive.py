@@ -1,4 +1,4 @@
-"""``.keras`` archives: where the weights stand in them, and what may be wrong with an archive."""
+"""``.keras`` archives: the place of the weights in them, and damaged or hostile archives."""
 
 import os
 import struct
@@ -97,7 +97,7 @@ class TestStored:
         fa.load_weights(model, path)
         assert values(model) == EXPECTED
 
-    def test_something_stands_before_the_archive(self, path, weights):
+    def test_other_bytes_before_the_archive(self, path, weights):
         pack(path, weights)
         path.write_bytes(b"#!/bin/sh\n" * 99 + path.read_bytes())
         stock, model = dense(), dense()
@@ -106,7 +106,7 @@ class TestStored:
         fa.load_weights(model, path)
         assert values(model) == EXPECTED
 
-    def test_what_keras_saves(self, path):
+    def test_an_archive_of_keras(self, path):
         model, other = dense(), dense()
         model.save(path)
         report = fa.load_weights(other, path)
@@ -166,7 +166,7 @@ class TestInflated:
         assert caught.value.file == str(path)
 
     def test_a_member_that_inflates_to_more_than_it_declares(self, path):
-        """Both headers lie about the size: no more than what they say is written."""
+        """Both headers lie about the size; no more than that size is written."""
         content = bytes(1 << 20)
         pack(path, content, method=zipfile.ZIP_DEFLATED)
         attacks.patch(path, struct.pack("<I", len(content)), struct.pack("<I", 5000), count=2)
@@ -193,7 +193,7 @@ class TestInflated:
         assert values(model) == old
         assert open_files() == before
 
-    def test_what_inflates_is_no_hdf5(self, path):
+    def test_a_member_that_is_not_hdf5(self, path):
         pack(path, b"not HDF5" * 100, method=zipfile.ZIP_DEFLATED)
         before = open_files()
         with pytest.raises(fa.Malformed, match="file signature not found"):
@@ -236,7 +236,7 @@ class TestWrong:
             info = zipfile.ZipInfo(MEMBER)
             info.external_attr = 0o120777 << 16
             file.writestr(info, "/etc/passwd")
-        with pytest.raises(fa.Refused, match="a link"):
+        with pytest.raises(fa.Refused, match="a symbolic link"):
             fa.inspect(path)
 
     @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
@@ -282,7 +282,7 @@ class TestWrong:
         assert len(fa.inspect(path)) == 3
 
     def test_a_random_mutation_is_never_another_kind_of_error(self, path, weights):
-        """Headers with any bytes: loads the right values, or raises what is documented."""
+        """With any bytes in its headers an archive is indexed safely, or raises a documented error."""
         pack(path, weights, before=[("metadata.json", b"{}")])
         content = path.read_bytes()
         with zipfile.ZipFile(path) as file:

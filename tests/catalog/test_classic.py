@@ -1,7 +1,7 @@
-"""The classic reader: equal to h5py where it answers, silent where it does not, and never misled.
+"""The classic reader: where it answers it is equal to h5py, and no file misleads it.
 
-The oracle walks the same file with h5py's high-level interface, and the bytes at the extents are compared with
-what h5py reads, so that both the index and the offsets are checked against somebody else's code.
+The oracle walks the same file with h5py's high-level interface, and the bytes at the extents are compared with the
+values that h5py reads. So both the index and the offsets are checked against somebody else's code.
 """
 
 import io
@@ -28,7 +28,7 @@ CORPUS = os.environ.get("FASTASSIGN_CORPUS")
 
 
 def index(raw, *, base=0, size=None, limits=None):
-    """Read a file that stands in memory; fail on any read outside of it."""
+    """Read from a file in memory; fail on any read outside of it."""
     size = len(raw) - base if size is None else size
 
     def read(offset, nbytes):
@@ -76,7 +76,7 @@ def walk(group, path=""):
 
 
 def assert_equal(contents, raw, *, base=0, size=None):
-    """Compare an index with what h5py finds in the same bytes."""
+    """Compare an index with h5py's view of the same bytes."""
     end = len(raw) if size is None else base + size
     with h5py.File(io.BytesIO(raw[base:end]), "r") as file:
         groups, texts, datasets = walk(file)
@@ -102,7 +102,7 @@ def check(raw):
 
 
 def ordinary(file):
-    """Write a little of everything that Keras writes."""
+    """Write a small file with all kinds of objects that Keras writes."""
     file.attrs["backend"] = "tensorflow"
     file.attrs["keras_version"] = np.bytes_(b"2.15.0")
     file.attrs["model_config"] = '{"class_name": "Functional"}' * 300
@@ -121,7 +121,7 @@ def ordinary(file):
 
 
 class TestKerasFiles:
-    """What the libraries write must be answered, and as h5py would."""
+    """Files that the libraries write must be answered, and as h5py would."""
 
     @pytest.fixture(scope="class")
     def model(self):
@@ -173,7 +173,7 @@ class TestKerasFiles:
 
 
 def member(path):
-    """Return where the weights stand in a ``.keras`` archive, and their bytes."""
+    """Return offset and bytes of the weights in a ``.keras`` archive."""
     with zipfile.ZipFile(path) as archive:
         found = archive.getinfo("model.weights.h5")
     header = Path(path).read_bytes()[found.header_offset :][:30]
@@ -182,7 +182,7 @@ def member(path):
 
 @pytest.mark.skipif(not CORPUS, reason="FASTASSIGN_CORPUS names no folder of real files")
 class TestCorpus:
-    """Files that other people wrote, over ten years."""
+    """Files that other people wrote over ten years."""
 
     FILES = sorted(Path(CORPUS).iterdir()) if CORPUS else []
 
@@ -306,7 +306,7 @@ class TestAccepted:
         check(made(fill))
 
     def test_same_form(self):
-        """Headers that are equal but for the place of the data are read only once; these differ in one byte."""
+        """Headers that differ only in the place of the data are read only once; these differ in another byte."""
 
         def fill(file):
             for i in range(40):
@@ -321,7 +321,7 @@ class TestAccepted:
             group = file.create_group("many")
             for i in range(3000):
                 group[f"{i * 7919 % 3000}"] = np.float32(i)
-            for i in range(0, 3000, 3):  # leaves keys in the tree whose names are gone
+            for i in range(0, 3000, 3):  # keys of the tree remain whose names are gone
                 del group[f"{i}"]
 
         assert len(check(made(fill)).groups["many"]) == 2000
@@ -334,7 +334,7 @@ class TestAccepted:
         check(made(fill))
 
     def test_names_beyond_ascii(self):
-        """h5py moves a group to another structure for such a name; in the classic one only C programs write it."""
+        """h5py moves a group to another structure for such a name; only C programs write it in the classic one."""
 
         def fill(file):
             for name in (b"sch\xc3\xb6n", b"\xe5\xb1\xa4"):
@@ -493,7 +493,7 @@ def fill_many_attributes(file):
 
 
 class TestRefused:
-    """What is not ordinary is left to h5py."""
+    """Files that are not ordinary are left to h5py."""
 
     @pytest.mark.parametrize(
         "fill",
@@ -533,7 +533,7 @@ class TestRefused:
 
 
 class TestLimits:
-    """The last value that is allowed, and the first that is not."""
+    """The last allowed value of each limit, and the first that is not."""
 
     def outcomes(self, raw, **limits):
         name, value = limits.popitem()
@@ -555,7 +555,7 @@ class TestLimits:
 
 
 class TestDamage:
-    """Files that lie."""
+    """Files with false declarations."""
 
     def patched(self, raw, old, new, count=1):
         assert raw.count(old) >= 1
@@ -631,7 +631,7 @@ class TestDamage:
             answered += self.check_sane(damaged)
             if time.monotonic() > deadline:
                 break
-        assert answered > 100  # a change in tensor data or a name harms nothing
+        assert answered > 100  # a change in tensor data or a name does no harm
 
     @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(st.lists(st.tuples(st.integers(0, 1 << 20), st.binary(min_size=1, max_size=9)), min_size=1, max_size=4))
@@ -646,7 +646,7 @@ class TestDamage:
 
     @staticmethod
     def check_sane(damaged):
-        """Index a damaged file; whatever is found must lie inside of it and nothing twice."""
+        """Index a damaged file; all that is found must be inside of it, and nothing twice."""
         nread = 0
 
         def read(offset, nbytes):

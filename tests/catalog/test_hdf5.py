@@ -1,4 +1,4 @@
-"""The h5py lane of the catalog, against an independent walk with h5py's high-level API."""
+"""The index through h5py, compared with an independent walk with h5py's high-level API."""
 
 import itertools
 
@@ -8,7 +8,7 @@ import pytest
 from h5py import h5t
 
 import fastassign as fa
-from fastassign.catalog import hdf5
+from fastassign.catalog import hdf5, hdf5_index
 from fastassign.catalog.catalog import numpy_dtype
 from fastassign.catalog.classic import index as classic
 from fastassign.catalog.file import WeightFile
@@ -152,10 +152,10 @@ def path(request, tmp_path):
 
 
 def read_contents(file):
-    return hdf5.read_contents(file, base=0, size=file.size, limits=fa.Limits(), allow=frozenset())
+    return hdf5_index.read_contents(file, base=0, size=file.size, limits=fa.Limits(), allow=frozenset())
 
 
-def test_the_index_is_what_h5py_finds(path):
+def test_the_index_agrees_with_h5py(path):
     arrays, members, strings = walk(path)
     with WeightFile(path) as file, hdf5.Decoder(file, base=0, size=file.size) as decoder:
         contents = read_contents(file)
@@ -180,14 +180,14 @@ def test_the_index_is_what_h5py_finds(path):
             else:
                 assert record.extents == ()
                 assert record.detail
-            # The decoder reads everything, plain datasets too.
+            # The decoder reads every dataset, plain ones too.
             decoded = np.full(record.shape, 0, dtype) if array.dtype.kind != "V" else np.zeros(record.shape, dtype)
             if array.size:
                 decoder.read_into(record, decoded)
             assert decoded.tobytes() == native.tobytes()
 
 
-def test_the_catalog_reads_what_h5py_reads(path):
+def test_the_catalog_reads_the_same_values_as_h5py(path):
     arrays, _, _ = walk(path)
     catalog = fa.inspect(path)
     assert set(catalog) == set(arrays)
@@ -198,10 +198,10 @@ def test_the_catalog_reads_what_h5py_reads(path):
         assert read.dtype.isnative
         assert read.tobytes() == expected.astype(expected.dtype.newbyteorder("=")).tobytes()
         if read.size:
-            read.reshape(-1).view("u1")[:1] += 1  # an array of the caller's own
+            read.reshape(-1).view("u1")[:1] += 1  # the array is the caller's own
 
 
-def test_both_lanes_agree(path):
+def test_both_readers_agree(path):
     with WeightFile(path) as file:
         fast = classic.read_contents(file.read_some, base=0, size=file.size, limits=fa.Limits())
         if fast is None:
@@ -293,7 +293,7 @@ class TestDecoder:
             other.replace(path)
             with pytest.raises(fa.Changed, match="was replaced"), hdf5.Decoder(file, base=0, size=file.size):
                 pass
-            # Without any name the file that was opened is still there to be read.
+            # The open file can still be read when its name is gone.
             second_name.unlink()
             with hdf5.Decoder(file, base=0, size=file.size) as decoder:
                 array = np.zeros(record.shape, "f4")
@@ -305,7 +305,7 @@ class TestDecoder:
     "content",
     [b"", b"\x89HDF\r\n\x1a\n", b"hello", b"\x89HDF\r\n\x1a\n" + bytes(2000), bytes(5000)],
 )
-def test_what_is_no_hdf5_file_is_malformed(tmp_path, content):
+def test_a_file_that_is_not_hdf5_is_malformed(tmp_path, content):
     path = tmp_path / "file.h5"
     path.write_bytes(content)
     with pytest.raises((fa.Malformed, fa.Truncated)) as caught:

@@ -1,4 +1,4 @@
-"""The index cache: the same contents as without it, and no harm from what stands in its folder."""
+"""The index cache: the same contents as without it, and no harm from any file in its folder."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def path(tmp_path):
-    """A file with something of everything that an index holds, old enough to be cached."""
+    """Return a file with all kinds of objects that an index holds, old enough to be cached."""
     path = tmp_path / "model.weights.h5"
     write(path)
     return path
@@ -174,7 +174,7 @@ class TestChanges:
             (50_000_000, False, True),
             (1_500_000_000, True, False),
             (3_000_000_000, True, True),
-            (-3_600_000_000_000, False, False),  # the clock was put back since
+            (-3_600_000_000_000, False, False),  # the clock has been put back
         ):
             mtime = now // 10**9 * 10**9 - 10**12 + (not whole_second)
             identity = index_cache.Identity(1, 2, 3, mtime, now)
@@ -204,7 +204,7 @@ class TestHarm:
         catalog = fa.inspect(path)
         assert not catalog.cached
         assert len(catalog) == 6
-        assert fa.inspect(path).cached  # and the entry is mended
+        assert fa.inspect(path).cached  # the entry was written again
 
     @pytest.mark.parametrize(
         "content",
@@ -325,7 +325,7 @@ class TestHarm:
         entry.mkdir()
         assert load(path)[0] is None
         assert not fa.inspect(path).cached
-        assert entries(entry.parent) == [entry]  # what could not be renamed is not left behind
+        assert entries(entry.parent) == [entry]  # the file that could not be renamed is removed
 
     def test_a_huge_entry_is_not_read(self, path, entry, monkeypatch):
         monkeypatch.setattr(index_cache, "MAX_ENTRY_BYTES", entry.stat().st_size - 1)
@@ -337,7 +337,7 @@ class TestHarm:
     @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(data=st.data())
     def test_any_bytes_with_a_right_checksum(self, path, entry, data):
-        """Never an error, never an extent out of the file."""
+        """There is never an error, and never an extent out of the file."""
         original = getattr(self, "original", None)
         if original is None:
             original = self.original = entry.read_bytes().partition(b"\n")[2]

@@ -1,4 +1,4 @@
-"""``fastassign.inspect``: a mapping of what is in a file."""
+"""``fastassign.inspect``: a mapping of the tensors in a file."""
 
 import json
 from collections.abc import Mapping
@@ -46,12 +46,12 @@ def test_values(catalog):
     assert catalog["empty"].read().shape == (0, 3)
 
 
-def test_the_end_of_a_path_is_enough_where_it_is_one(catalog):
+def test_the_end_of_a_path_is_enough_if_it_is_unambiguous(catalog):
     assert catalog["dense/vars/0"].record.key == attacks.KERNEL_KEY
     assert catalog["vars/1"].record.key == attacks.BIAS_KEY
-    with pytest.raises(KeyError, match="2 tensors end like that"):
+    with pytest.raises(KeyError, match="is ambiguous: 2 tensors of"):
         catalog["vars/0"]
-    with pytest.raises(KeyError, match="no such tensor"):
+    with pytest.raises(KeyError, match="is not a tensor of"):
         catalog["ars/1"]
     with pytest.raises(fa.Refused):
         catalog["link"]
@@ -95,7 +95,7 @@ def test_a_file_that_changed_is_not_read(catalog, path):
         ({"name": b"a"}, None, "other"),
     ],
 )
-def test_the_layout_is_what_it_looks_like(tmp_path, attributes, group, layout):
+def test_the_contents_tell_the_layout(tmp_path, attributes, group, layout):
     path = tmp_path / "any.h5"
     with h5py.File(path, "w") as file:
         file.attrs.update(attributes)
@@ -113,11 +113,11 @@ def test_files_that_can_not_be_opened(tmp_path):
         with pytest.raises(OSError) as stock:
             h5py.File(path)
         assert type(stock.value) in type(caught.value).__mro__
-        if path != tmp_path:  # of a directory h5py tells the time
+        if path != tmp_path:  # h5py's error for a directory has a time in it
             assert str(caught.value) == str(stock.value)
 
 
-def test_names_that_are_commands_for_the_terminal(tmp_path):
+def test_names_with_commands_for_the_terminal(tmp_path):
     path = tmp_path / "any.h5"
     with h5py.File(path, "w") as file:
         file["\x1b[2J\rclean"] = np.ones(2)

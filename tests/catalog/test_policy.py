@@ -1,4 +1,4 @@
-"""The policy for untrusted files (docs/policy.md): what is refused, with which words, and what that costs."""
+"""The policy for untrusted files (docs/policy.md): refusals, their words and their cost."""
 
 import gc
 import tracemalloc
@@ -17,7 +17,7 @@ from fastassign.catalog.policy import RULES
 from support import attacks
 from support.differential import needs_keras_3_15
 
-# What planning a load may allocate, whatever a file declares.
+# The most bytes that planning a load may allocate, whatever a file declares.
 PEAK_BYTES = 8 << 20
 
 
@@ -43,13 +43,13 @@ def same(one, other):
 
 
 def hits(path):
-    """Whether the classic lane reads the file."""
+    """Whether the classic reader indexes the file."""
     with fa.catalog.file.WeightFile(path) as file:
         return classic.read_contents(file.read_some, base=0, size=file.size, limits=fa.Limits()) is not None
 
 
 def each(condition=lambda attack: True):
-    """Run a test for the attacks that it is about."""
+    """Run a test for the attacks that a condition selects."""
     chosen = [attack for attack in attacks.ATTACKS if condition(attack)]
     return pytest.mark.parametrize("attack", chosen, ids=lambda attack: attack.name)
 
@@ -82,7 +82,7 @@ class TestEveryAttack:
         model = dense()
         before = values(model)
         error = expect_refusal(lambda: fa.load_weights(model, path), attack, path)
-        if attack.tensor in {attacks.KERNEL_KEY, attacks.BIAS_KEY}:  # of groups: test_a_refused_group_names_the_file
+        if attack.tensor in {attacks.KERNEL_KEY, attacks.BIAS_KEY}:  # groups: test_a_refused_group_names_the_file
             assert error.file == str(path)
         assert isinstance(error, ValueError)
         assert same(values(model), before)
@@ -121,7 +121,7 @@ class TestEveryAttack:
         assert report.assigned == 2
         assert same(values(model), expected)
         assert not report.index_cached
-        # What was allowed once is not remembered.
+        # A permission is not remembered.
         expect_refusal(lambda: fa.load_weights(model, path), attack, path)
 
     @each()
@@ -141,7 +141,7 @@ class TestEveryAttack:
         assert peak < PEAK_BYTES
 
     @each()
-    def test_it_stops_nobody_who_does_not_need_it(self, attack, path):
+    def test_loads_that_do_not_need_it_are_not_stopped(self, attack, path):
         attack.build(path)
         with h5py.File(path, "r+") as file:
             file.move("layers", "hostile")
@@ -163,7 +163,7 @@ def test_every_rule_has_an_attack():
     assert all(attack.option == (attack.rule in RULES) for attack in attacks.ATTACKS)
 
 
-def test_the_page_tells_what_the_code_does():
+def test_the_page_agrees_with_the_code():
     page = (Path(__file__).parents[2] / "docs" / "policy.md").read_text(encoding="utf-8")
     for rule in {attack.rule for attack in attacks.ATTACKS} | {"archive-member", "archive-size"}:
         assert f"`{rule}`" in page
@@ -190,7 +190,7 @@ def test_a_refused_group_names_the_file(path):
 
 
 class TestDamage:
-    """Parts that can't be opened: an error of the file, and only for those who need them."""
+    """Parts that can't be opened: an error of the file, and only for loads that need them."""
 
     @pytest.mark.parametrize(
         ("build", "tensor", "options"),
@@ -307,7 +307,7 @@ class TestAliases:
         stock.load_weights(path)
         fa.load_weights(model, path, options=fa.LoadOptions(allow={"overlap"}))
         assert same(values(model), values(stock))
-        # Two variables, not one: what happens to the one does not happen to the other.
+        # There are two variables: a change of one must not reach the other.
         model.variables[0].assign_add(np.ones((3, 3), "f4"))
         assert same(values(model)[1:], values(stock)[1:])
 
@@ -337,7 +337,7 @@ class TestExtents:
             assert caught.value.file == str(path)
         assert same(values(model), before)
 
-    def test_overlaps_reach_both_lanes(self, path):
+    def test_both_readers_see_overlaps(self, path):
         attacks.write(path).close()
         assert hits(path)
         with attacks.write(path) as file:
@@ -361,7 +361,7 @@ class TestBombs:
         assert same(values(model), [attacks.KERNEL, attacks.BIAS])
 
     def test_a_declared_shape_never_drives_an_allocation(self, path):
-        """200 MiB is below the floor: the variable's shape is what stops it."""
+        """200 MiB is below the floor, but the variable's shape differs."""
         with attacks.write(path, kernel=None) as file:
             file.create_dataset(attacks.KERNEL_KEY, (200 << 18,), "<f4", chunks=(1 << 18,), compression="gzip")
         model = dense()

@@ -1,4 +1,4 @@
-"""The seam to CUDA's driver: what it makes of the bindings' answers, and the real bindings on a stand-in of libcuda."""
+"""CUDA's driver: its use of the bindings' answers, and the real bindings on a stand-in for libcuda."""
 
 import ast
 import gc
@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from fastassign.devices import cuda
+from fastassign.devices.discover import find_driver
 from fastassign.errors import DeviceFailed, NotPageLocked
 from fastassign.kernels import scatter
 
@@ -36,7 +37,7 @@ class Status(IntEnum):
 
 
 class Bindings:
-    """What ``cuda.bindings.driver`` is: functions that return a status and, if they have one, a result.
+    """A stand-in for ``cuda.bindings.driver``: functions that return a status and, if they have one, a result.
 
     ``failing`` maps names of functions to a status that they return, or an error that they raise.
     """
@@ -108,7 +109,7 @@ class Bindings:
 
 
 def seam(devices=1, **failing):
-    """Return a driver of which nothing failed yet, and its bindings, of which something will."""
+    """Return a driver that was made without an error, and its bindings, of which some functions fail from now on."""
     bindings = Bindings(devices)
     driver = cuda.CudaDriver(bindings)
     bindings.failing = failing
@@ -123,13 +124,13 @@ def seam(devices=1, **failing):
     [
         (Status.CUDA_ERROR_ILLEGAL_ADDRESS, "cuInit: CUDA_ERROR_ILLEGAL_ADDRESS (the text)"),
         (Status.CUDA_ERROR_NEW, "cuInit: CUDA_ERROR_NEW"),
-        # As bindings of CUDA 12 and 13.0 tell of a status that they don't know, and newer ones.
+        # The errors of bindings of CUDA 12 and 13.0, and of newer ones, for a status that they don't know.
         (KeyError(4242), "cuInit: a status that the bindings don't know (4242)"),
         (ValueError("4242 is not a valid CUresult"), "cuInit: a status that the bindings don't know (4242 is not"),
         (RuntimeError('Function "cuInit" not found'), 'cuInit: Function "cuInit" not found'),
     ],
 )
-def test_errors_say_what_failed_and_why(failure, text):
+def test_errors_name_the_function_and_the_reason(failure, text):
     driver, _ = seam(cuInit=failure)
     with pytest.raises(DeviceFailed) as caught:
         driver.call("cuInit", 0)
@@ -137,7 +138,7 @@ def test_errors_say_what_failed_and_why(failure, text):
     assert caught.value.hint
 
 
-def test_calls_return_what_the_driver_returns():
+def test_calls_return_the_drivers_result():
     driver, _ = seam(devices=3)
     assert driver.count == 3
     assert driver.call("cuInit", 0) is None
@@ -192,14 +193,14 @@ def test_contexts_are_left_whatever_fails(function):
     assert not bindings.contexts and not bindings.events
 
 
-def test_who_can_not_enter_need_not_leave():
+def test_a_context_that_was_not_entered_is_not_left():
     driver, bindings = seam(cuCtxPushCurrent=Status.CUDA_ERROR_ILLEGAL_ADDRESS)
     with pytest.raises(DeviceFailed, match="cuCtxPushCurrent"):
         driver.stream(0)
     assert "cuCtxPopCurrent" not in bindings.names()
 
 
-def test_leaving_does_not_hide_what_failed_before():
+def test_leaving_does_not_hide_an_earlier_error():
     failing = {"cuCtxPopCurrent": Status.CUDA_ERROR_ILLEGAL_ADDRESS}
     driver, bindings = seam(**failing)
     with pytest.raises(DeviceFailed, match="cuCtxPopCurrent"):
@@ -230,7 +231,7 @@ def test_the_only_device_is_the_first():
     assert "cuPointerGetAttribute" not in bindings.names()
 
 
-def test_of_several_devices_the_address_tells():
+def test_the_address_tells_one_of_several_devices():
     driver, bindings = seam(devices=2)
     assert [driver.ordinal_of(GPU, address) for address in (0, 1234)] == [0, 1]
     bindings.failing["cuPointerGetAttribute"] = Status.CUDA_ERROR_INVALID_CONTEXT
@@ -288,20 +289,20 @@ def test_marks_may_outlive_the_interpreter():
 
 def test_a_kernel_that_can_not_be_launched(monkeypatch):
     launched = []
-    monkeypatch.setattr(scatter, "launch", lambda **how: launched.append(how))
+    monkeypatch.setattr(scatter, "launch", lambda work, **where: launched.append((work, where)))
     driver, bindings = seam(devices=2)
     bindings._cuStreamCreate = lambda flags: (77,)
     stream = driver.stream(1)
-    launch = cuda.Scatter(8, 16, 24, 32, 40, rows=1, longest=2, kind="copy")
-    stream.scatter(launch)
-    assert (launched[0]["stream"], launched[0]["ordinal"], launched[0]["kind"]) == (77, 1, "copy")
+    work = scatter.Scatter(8, 16, 24, 32, 40, rows=1, longest=2, kind="copy")
+    stream.scatter(work)
+    assert launched == [(work, {"stream": 77, "ordinal": 1})]
 
-    def fail(**how):
+    def fail(work, **where):
         raise ArithmeticError("from numba")
 
     monkeypatch.setattr(scatter, "launch", fail)
     with pytest.raises(DeviceFailed, match="could not be launched: ArithmeticError: from numba") as caught:
-        stream.scatter(launch)
+        stream.scatter(work)
     assert "NUMBA_DISABLE_CUDA=1" in caught.value.hint
 
 
@@ -309,12 +310,12 @@ def test_a_kernel_that_can_not_be_launched(monkeypatch):
 
 
 def found(monkeypatch, bindings):
-    """Return what find_driver finds where these are the bindings; None where the package is missing."""
+    """Return the result of find_driver with these bindings; ``None`` stands for a missing package."""
     package = types.ModuleType("cuda.bindings")
     package.driver = bindings
     monkeypatch.setitem(sys.modules, "cuda", None if bindings is None else types.ModuleType("cuda"))
     monkeypatch.setitem(sys.modules, "cuda.bindings", None if bindings is None else package)
-    return cuda.find_driver.__wrapped__()
+    return find_driver.__wrapped__()
 
 
 def test_a_driver_is_found(monkeypatch):
@@ -323,7 +324,7 @@ def test_a_driver_is_found(monkeypatch):
 
 def test_without_the_package(monkeypatch):
     missing = found(monkeypatch, None)
-    assert missing.reason.startswith("the package cuda-bindings is not here (")
+    assert missing.reason.startswith("the package cuda-bindings is not installed (")
     assert missing.hint == "pip install fastassign[cuda]"
 
 
@@ -384,7 +385,7 @@ def libcuda(tmp_path_factory):
 
 def run(libcuda, *program):
     paths = [str(libcuda), os.environ.get("LD_LIBRARY_PATH")]
-    # numba would want more of a driver than there is.
+    # numba would call functions that the stand-in lacks.
     environment = {
         **os.environ,
         "LD_LIBRARY_PATH": os.pathsep.join(filter(None, paths)),

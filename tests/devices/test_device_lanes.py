@@ -1,5 +1,6 @@
-"""The ways to devices: one lane each, bounded host memory, a window of the device's, and memory that is kept."""
+"""Lanes to devices: one for each, with bounded host memory, a window of device memory, and memory that is kept."""
 
+import dataclasses
 import errno
 import mmap
 import os
@@ -100,12 +101,12 @@ class TestDevices:
             plan = fa.plan(variables(arrays, *places), path, options=tiny(route="direct", device_threads=threads))
             assert [lane.slots for lane in plan.schedule.lanes] == [slots] * len(places)
             plan.execute()
-            # What one load had serves the next.
+            # The next load uses the memory of the one before.
             assert driver.lock_calls <= 8
 
 
 class TestHostMemory:
-    """What is taken is never more than the plan says, and the plan never says more than it may."""
+    """A load never takes more than the plan says, and the plan never says more than the options allow."""
 
     @pytest.mark.parametrize("limit", [17_000, 40_000, 70_000, 120_000, 400_000, 8 << 20])
     @pytest.mark.parametrize("places", [PLACES[:1], PLACES[:2], PLACES], ids=["one", "two", "mixed"])
@@ -119,7 +120,7 @@ class TestHostMemory:
         except fa.Budget as error:
             least = int(error.hint.partition("=")[2].partition(")")[0])
             assert least > limit
-            plan = fa.plan(made, path, options=tiny(**_same(options), max_staging_bytes=least))
+            plan = fa.plan(made, path, options=dataclasses.replace(options, max_staging_bytes=least))
             limit = least
         assert plan.staging_bytes <= limit
         taken = _watch_host(monkeypatch, driver)
@@ -160,7 +161,7 @@ class TestHostMemory:
                 assert_loaded(made, arrays)
                 assert max(op.nbytes for op in driver.copies) <= SLOT
 
-    def test_a_load_with_less_does_not_keep_what_one_with_more_had(self, driver, path, arrays, monkeypatch):
+    def test_a_load_with_a_lower_limit_does_not_keep_more_memory(self, driver, path, arrays, monkeypatch):
         made = variables(arrays, "CPU:1")
         fa.load_weights(made, path, options=tiny(device_threads=14))
         assert driver.pool.idle_bytes > 2 * SLOT
@@ -168,12 +169,8 @@ class TestHostMemory:
         assert driver.pool.idle_bytes <= 2 * SLOT
 
 
-def _same(options):
-    return {name: getattr(options, name) for name in ("route", "slot_bytes", "device_threads")}
-
-
 def _watch_host(monkeypatch, driver):
-    """Count what is taken on the host at a time: of the pool, and of TensorFlow for values that are being read."""
+    """Count the host memory that is taken at a time: the pool's, and TensorFlow's for values that are being read."""
     import weakref
 
     taken = {"now": 0, "peak": 0}
@@ -219,7 +216,7 @@ class TestDeviceMemory:
                 assert lane.peak_bytes <= max(window, largest) + twins
         assert not any(driver.taken.values())
 
-    def test_what_is_read_first_is_there_all_at_once(self, driver, path, arrays):
+    def test_values_that_are_read_first_take_memory_all_at_once(self, driver, path, arrays):
         made = variables(arrays, *PLACES)
         plan = fa.plan(made, path, atomic=True, options=tiny(device_window_bytes=1))
         plan.execute()
@@ -227,14 +224,14 @@ class TestDeviceMemory:
             own = sum(v.dtype.size * v.shape.num_elements() for v in made.values() if v.device == lane.device)
             assert own <= driver.peaks[lane.device] <= lane.peak_bytes
 
-    def test_addresses_are_asked_for_when_all_of_a_window_are_there(self, driver, path, arrays):
-        """Asking waits for the device, and what comes after it may be memory that is still in use."""
+    def test_addresses_are_asked_for_when_a_window_is_complete(self, driver, path, arrays):
+        """Asking waits for the device; memory that is allocated afterwards may still be in use."""
         made = variables(arrays, "CPU:1")
         for route in ("direct", "fused"):
             driver.events.clear()
             fa.load_weights(made, path, options=tiny(route=route, cut="scatter", device_window_bytes=1 << 30))
             kinds = [kind for kind, _ in driver.events]
-            assert kinds[:2] == ["empty", "address"]  # of what tells the device's number
+            assert kinds[:2] == ["empty", "address"]  # the tensor that tells the device's number
             assert kinds[2:] == sorted(kinds[2:], reverse=True)
             assert kinds.count("empty") == kinds.count("address") > 5
 
@@ -301,7 +298,7 @@ class TestKeptMemory:
         fa.load_weights(made, path, options=tiny())
         assert_loaded(made, arrays)
 
-    def test_release_buffers_leaves_what_is_in_use(self, driver, path, arrays):
+    def test_release_buffers_leaves_memory_in_use(self, driver, path, arrays):
         made = variables(arrays, "CPU:1")
         options = tiny(route="direct", device_window_bytes=1)
         seen = []
@@ -336,18 +333,18 @@ class TestPool:
     def lease(self, pool, nbytes=PAGE, limit=1 << 20, locker=None):
         return pool.lease(nbytes, owner="a test", locker=locker, limit_bytes=limit)
 
-    def test_a_lease_is_given_back_once(self):
+    def test_a_buffer_is_given_back_once(self):
         pool = staging.StagingPool()
-        lease = self.lease(pool)
-        with pytest.raises(fa.Budget, match="are out, to a test"):
+        buffer = self.lease(pool)
+        with pytest.raises(fa.Budget, match="4096 are leased to a test"):
             self.lease(pool, limit=PAGE)
-        lease.give_back()
+        buffer.give_back()
         with pytest.raises(RuntimeError, match="given back before"):
-            lease.give_back()
+            buffer.give_back()
         again = self.lease(pool)
-        assert again.address == lease.address
+        assert again.address == buffer.address
         with pytest.raises(RuntimeError, match="given back before"):
-            lease.give_back()
+            buffer.give_back()
         again.give_back()
         assert (pool.leased_bytes, pool.idle_bytes) == (0, PAGE)
 
@@ -358,49 +355,49 @@ class TestPool:
 
         monkeypatch.setattr(mmap, "mmap", Pages)
         pool = staging.StagingPool()
-        lease = self.lease(pool)
-        lease.memory[:] = 1
-        lease.give_back()
+        buffer = self.lease(pool)
+        buffer.memory[:] = 1
+        buffer.give_back()
         assert pool.idle_bytes == PAGE
 
     def test_whole_pages_that_nobody_else_has(self):
         pool = staging.StagingPool()
-        leases = [self.lease(pool, nbytes) for nbytes in (1, PAGE, PAGE + 1)]
-        assert [lease.memory.nbytes for lease in leases] == [PAGE, PAGE, 2 * PAGE]
-        assert len({lease.address for lease in leases}) == 3
-        assert all(lease.address % PAGE == 0 for lease in leases)
-        for lease in leases:
-            lease.give_back()
+        buffers = [self.lease(pool, nbytes) for nbytes in (1, PAGE, PAGE + 1)]
+        assert [buffer.memory.nbytes for buffer in buffers] == [PAGE, PAGE, 2 * PAGE]
+        assert len({buffer.address for buffer in buffers}) == 3
+        assert all(buffer.address % PAGE == 0 for buffer in buffers)
+        for buffer in buffers:
+            buffer.give_back()
 
     def test_never_more_than_the_limit(self):
         pool = staging.StagingPool()
         held = [self.lease(pool, limit=4 * PAGE) for _ in range(4)]
-        with pytest.raises(fa.Budget, match="are out"):
+        with pytest.raises(fa.Budget, match="are leased to a test"):
             self.lease(pool, limit=4 * PAGE)
-        for lease in held:
-            lease.give_back()
+        for buffer in held:
+            buffer.give_back()
         assert pool.idle_bytes == 4 * PAGE
-        lease = self.lease(pool, limit=2 * PAGE)
+        buffer = self.lease(pool, limit=2 * PAGE)
         assert pool.leased_bytes + pool.idle_bytes <= 2 * PAGE
-        lease.give_back()
+        buffer.give_back()
 
-    def test_idle_memory_is_no_way_round_the_limit(self):
+    def test_idle_memory_does_not_get_round_the_limit(self):
         pool = staging.StagingPool()
         held = [self.lease(pool) for _ in range(3)]
         held.pop().give_back()
         with pytest.raises(fa.Budget):
             self.lease(pool, limit=2 * PAGE)
-        for lease in held:
-            lease.give_back()
+        for buffer in held:
+            buffer.give_back()
 
     def test_a_child_process_starts_anew(self):
         driver = simulated.SimulatedDriver()
         pool = staging.StagingPool()
         driver.pool = pool
         locker = staging.Locker(driver, 0)
-        lease, idle = self.lease(pool, locker=locker), self.lease(pool, locker=locker)
+        buffer, idle = self.lease(pool, locker=locker), self.lease(pool, locker=locker)
         idle.give_back()
-        lease.memory[:] = 7
+        buffer.memory[:] = 7
         child = os.fork()
         if not child:
             try:
@@ -413,8 +410,8 @@ class TestPool:
             finally:
                 os._exit(2)
         assert os.waitpid(child, 0)[1] == 0
-        assert set(lease.memory) == {7}
-        lease.give_back()
+        assert set(buffer.memory) == {7}
+        buffer.give_back()
         pool.release()
         assert not driver.locked
 
@@ -424,11 +421,11 @@ class TestPool:
 
         def work(number):
             for _ in range(200):
-                lease = self.lease(pool)
-                lease.memory[:8] = number
-                if set(lease.memory[:8]) != {number}:
+                buffer = self.lease(pool)
+                buffer.memory[:8] = number
+                if set(buffer.memory[:8]) != {number}:
                     wrong.append(number)
-                lease.give_back()
+                buffer.give_back()
 
         threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
         for thread in threads:
@@ -452,7 +449,7 @@ def test_execute_opens_lanes_of_a_plan_again(driver, path, arrays):
 
 
 def test_with_asynchronous_ops_the_device_is_waited_for_when_the_tensor_is_there(driver, path, arrays, monkeypatch):
-    """TensorFlow waits for the device, and only then for the op: so it is asked twice."""
+    """TensorFlow waits for the device before it waits for the op, so the address is asked for twice."""
     asked = Counter()
     export = tf.experimental.dlpack.to_dlpack
 

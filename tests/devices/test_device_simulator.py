@@ -1,4 +1,4 @@
-"""The simulated device notices the classic errors: each, put into the code, makes a load wrong or a violation."""
+"""The simulated device notices the classic errors: each one, put into the code, spoils a load or is a violation."""
 
 import re
 
@@ -27,7 +27,7 @@ def path(new, tmp_path_factory):
 
 @pytest.fixture
 def load(monkeypatch, path, new):
-    """Return what loads on a simulated device, mutated or not, and raises what that notices."""
+    """Return a function that loads on a simulated device, and raises the errors that the device notices."""
 
     def load(route, cut="auto", *, source=lambda source: source, failure=(), dtype="float32", **how):
         made = variables(new, "CPU:1", dtype=dtype)
@@ -48,7 +48,7 @@ def load(monkeypatch, path, new):
 
 @ROUTES
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_nothing_is_wrong_with_what_is_right(load, route, cut, dtype):
+def test_correct_code_has_no_violations(load, route, cut, dtype):
     driver = load(route, cut, dtype=dtype)
     assert not driver.violations
     load(route, cut, dtype=dtype, device_threads=4, max_staging_bytes=8 * SLOT)
@@ -107,7 +107,7 @@ def test_a_fence_before_the_copy(load, monkeypatch, route, cut):
 
 @ROUTES
 def test_memory_that_is_not_given_back(load, monkeypatch, route, cut):
-    monkeypatch.setattr(StagingBuffer, "give_back", lambda lease: None)
+    monkeypatch.setattr(StagingBuffer, "give_back", lambda buffer: None)
     with caught("leased_bytes"):
         load(route, cut)
 
@@ -127,7 +127,7 @@ def test_a_thread_that_is_not_in_the_devices_context(load, monkeypatch):
 
 
 @pytest.mark.parametrize("route", ["direct", "fused"])
-def test_a_copy_of_a_wrong_place(load, monkeypatch, route):
+def test_a_copy_from_a_wrong_address(load, monkeypatch, route):
     copy = simulated.SimulatedStream.copy
 
     def shifted(stream, destination, source, nbytes):

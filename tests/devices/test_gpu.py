@@ -1,4 +1,4 @@
-"""Loads to a card, against stock, bit for bit: on a real one where there is one, and always on the simulated one.
+"""Loads to a card, compared with stock bit for bit: always on the simulated card, and on a real one where there is one.
 
     CUDA_VISIBLE_DEVICES=0 pytest -m gpu
 
@@ -22,7 +22,8 @@ import fastassign
 from fastassign.benchmarks.cases.compare import check_equal, perturb
 from fastassign.benchmarks.device.card import why_unseen
 from fastassign.benchmarks.device.models import policy
-from fastassign.devices import cuda
+from fastassign.devices import discover
+from fastassign.devices.driver import Missing
 from support.options import load_options
 from support.running import set_runtime
 from support.simulated import DEVICES, simulated
@@ -38,7 +39,7 @@ ROUTES = {
     "scatter": ({"route": "fused", "cut": "scatter"}, "fused"),
 }
 
-# Bit patterns of float32 that casts are wrong about: NaNs with payloads, denormals, halfway cases, too large numbers.
+# Bit patterns of float32 that casts easily get wrong: NaNs with payloads, denormals, halfway cases, too large numbers.
 SPECIAL = [0x7F800001, 0xFF800001, 0x7FC12345, 0xFFFFFFFF, 0x7F80FFFF, 0x7FBFE000, 0x00000001, 0x80000001, 0x33000000,
            0x33000001, 0x387FE000, 0x477FEFFF, 0x477FF000, 0x3F808000, 0x3F818000, 0x7F7FFFFF, 0x7F800000,
            0x80000000]  # fmt: skip
@@ -46,7 +47,7 @@ SPECIAL = [0x7F800001, 0xFF800001, 0x7FC12345, 0xFFFFFFFF, 0x7F80FFFF, 0x7FBFE00
 
 @pytest.fixture(params=["simulated", pytest.param("real", marks=pytest.mark.gpu)])
 def card(request, monkeypatch):
-    """TensorFlow's full name of a device that values are copied to by ourselves."""
+    """Return TensorFlow's full name of a device that fastassign copies to by itself."""
     if request.param == "simulated":
         with simulated(monkeypatch):
             yield DEVICES[0]
@@ -54,21 +55,21 @@ def card(request, monkeypatch):
     seen = tf.config.list_logical_devices("GPU")
     if not seen:
         pytest.skip(f"TensorFlow sees no card: {why_unseen()}. {HOW}")
-    driver = cuda.find_driver()
-    if isinstance(driver, cuda.Missing):
+    driver = discover.find_driver()
+    if isinstance(driver, Missing):
         pytest.skip(f"{driver.reason} ({driver.hint})")
     with tf.device(seen[0].name):
         yield tf.identity(tf.constant(0.0)).device
 
 
 def needs_kernels(card):
-    missing = cuda.find_driver().kernels_missing()
+    missing = discover.find_driver().kernels_missing()
     if missing:
         pytest.skip(f"{card}: {missing}")
 
 
 def build(card):
-    """Shapes that fill rows of 64 bytes and that do not, some of them twice, one of more than a small slot."""
+    """Build a model of shapes that do and don't fill rows of 64 bytes, some twice, one larger than a small slot."""
     with tf.device(card):
         inputs = keras.Input((3,), dtype="int32")
         x = keras.layers.Embedding(40, 16)(inputs)
@@ -80,7 +81,7 @@ def build(card):
 
 
 def save(path, seed, special=()):
-    """Write a file of values that stand for themselves, bit patterns among them."""
+    """Write a file of distinct values, special bit patterns among them."""
     rng = np.random.default_rng(seed)
     model = build(DEVICES[1])
     for weight in model.weights:
@@ -93,19 +94,19 @@ def save(path, seed, special=()):
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory):
-    """Two files of the same structure."""
+    """Return two files of the same structure."""
     folder = tmp_path_factory.mktemp("gpu")
     return [save(folder / f"{seed}.weights.h5", seed) for seed in (1, 2)]
 
 
 @pytest.fixture(scope="module")
 def special(tmp_path_factory):
-    """A file of values whose casts are delicate."""
+    """Return a file of values that are hard to cast."""
     return save(tmp_path_factory.mktemp("gpu") / "special.weights.h5", 3, SPECIAL)
 
 
 def check(model, path, options, load=None):
-    """Load as stock does and as we do; return the report."""
+    """Load with stock and with fastassign, compare, and return the report."""
     reports = []
 
     def ours(model, path):
@@ -160,18 +161,18 @@ def test_casts_are_those_of_numpy(card, special, dtype, way):
 
 
 @pytest.mark.parametrize("how", ["eager", "not page-locked", "no driver"])
-def test_without_the_fast_way_it_is_right_too(card, paths, how, monkeypatch):
-    options = fastassign.LoadOptions(
+def test_loads_without_the_fast_way_are_exact_too(card, paths, how, monkeypatch):
+    options = load_options(
         route="eager" if how == "eager" else "auto", page_lock=False if how == "not page-locked" else None
     )
     model = build(card)
     with monkeypatch.context() as patch:
         if how == "no driver":
-            set_runtime(patch, find_driver=lambda: cuda.Missing("there is none", "get one"))
+            set_runtime(patch, find_driver=lambda: Missing("there is none", "get one"))
         report = check(model, paths[0], options)
     if how == "not page-locked":
         assert set(report.routes) == {"fused"}
-    if how == "no driver":  # the simulated device's name is not a card's, of which we would say something
+    if how == "no driver":  # only devices with a card's name get a notice, unlike the simulated one
         assert bool(report.fallbacks) == ("GPU" in card)
     assert check(model, paths[1], fastassign.LoadOptions()).routes["fused"]
 
@@ -220,8 +221,8 @@ def test_two_threads_load_two_models(card, paths):
 
 
 @pytest.mark.parametrize("way", ROUTES)
-def test_what_was_loaded_is_trained_on(card, paths, way):
-    """Each variable alone: an update in place must not reach its neighbours in the slab."""
+def test_loaded_variables_can_be_trained(card, paths, way):
+    """An update in place of one variable must not reach its neighbours in the slab."""
     if way == "scatter":
         needs_kernels(card)
     model = build(card)
@@ -254,5 +255,5 @@ def test_out_of_memory_changes_nothing(kind, tmp_path):
     assert done.returncode == 0, done.stderr[-4000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["error"] == "DeviceMemory"
-    assert "device_window_bytes" in found["hint"]
+    assert "DeviceOptions(window_bytes=)" in found["hint"]
     assert found["unchanged"] and found["again"]

@@ -1,5 +1,6 @@
-"""Casts on bit patterns give what stock gives, NaNs included; the CUDA kernels give the same, in numba's simulator."""
+"""Casts on bit patterns equal stock's, NaNs included; so do the CUDA kernels in numba's simulator."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -19,7 +20,7 @@ from fastassign.kernels import cast, scatter
 KINDS = ("bfloat16", "float16")
 DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
 
-# Every upper half with these lower ones: ties of both kinds, one below and one above, and what lies between.
+# Every upper half with these lower ones: ties of both kinds, one below and one above, and values in between.
 LOW = (
     *(0x0000, 0x0001, 0x0002, 0x07FF, 0x0FFF, 0x1000, 0x1001, 0x1FFF, 0x2000, 0x2FFF, 0x3000, 0x3001, 0x5000, 0x7000),
     *(0x7FFF, 0x8000, 0x8001, 0x9000, 0xAAAA, 0xB000, 0xC000, 0xD000, 0xEFFF, 0xF000, 0xF001, 0xFFFF),
@@ -64,7 +65,7 @@ def test_a_session_is_fed_the_same(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nans_are_cast_alike_wherever_they_stand(kind):
+def test_nans_are_cast_alike_in_every_place(kind):
     for length in range(1, 68):
         for first in range(len(NANS)):
             patterns = np.resize(np.roll(NANS, first), length)
@@ -114,7 +115,7 @@ def test_the_cards_arithmetic_on_every_float_that_is_denormal_as_float16(arithme
 
 
 def test_quiet_nans(arithmetic):
-    # What a processor's own instruction gives (vcvtps2ph), which numpy uses where it is built for it.
+    # The results of a processor's own instruction (vcvtps2ph), which numpy uses where it is built for it.
     quieted = [0x7E00, 0xFE00, 0x7E00, 0xFE00, 0x7F09, 0xFF09, 0x7E09]
     assert arithmetic(NANS, True, 0x0200).tolist() == quieted
     expected = quieted if cast.quiet_bit() else [0x7E00, 0xFE00, 0x7C01, 0xFC01, 0x7D09, 0xFD09, 0x7E09]
@@ -126,7 +127,7 @@ def test_the_casts_are_those_of_float32():
     assert {(source, kind) for (source, _), kind in cast.CASTS.items()} == {("float32", kind) for kind in KINDS}
 
 
-# Copies and casts by the kernels with a table; whatever the rows don't name must stay.
+# Copies and casts by the kernels with a table; elements that no row names must stay unchanged.
 SCATTER = """
 import sys
 import numpy as np
@@ -217,27 +218,28 @@ def test_the_grid_suits_the_rows():
     assert scatter.grid(932, 4)[0] == 1
 
 
-def arguments(**changed):
-    return {
-        "stream": 0, "source": 256, "source_nbytes": 64, "destination": 512, "destination_nbytes": 64, "table": 1024,
-        "rows": 1, "longest": 16, "kind": "copy", "ordinal": 0, **changed,
-    }  # fmt: skip
+def launch(**changed):
+    work = scatter.Scatter(
+        source=256, source_nbytes=64, destination=512, destination_nbytes=64,
+        table=1024, rows=1, longest=16, kind="copy",
+    )  # fmt: skip
+    scatter.launch(dataclasses.replace(work, **changed), stream=0, ordinal=0)
 
 
-def test_what_launch_refuses():
+def test_launch_refuses_unknown_kinds_and_unaligned_addresses():
     with pytest.raises(ValueError, match="kind must be one of copy, bfloat16, float16, not 'float32'"):
-        scatter.launch(**arguments(kind="float32"))
+        launch(kind="float32")
     for name in ("source", "destination", "table"):
         with pytest.raises(ValueError, match="multiples of 8"):
-            scatter.launch(**arguments(**{name: 260}))
+            launch(**{name: 260})
 
 
-def test_nothing_to_do_needs_no_card():
-    scatter.launch(**arguments(rows=0))
-    scatter.launch(**arguments(longest=0))
+def test_an_empty_table_needs_no_card():
+    launch(rows=0)
+    launch(longest=0)
 
 
-def test_without_a_card_it_says_why():
+def test_without_a_card_the_reason_is_given():
     code = (
         "import json, sys\n"
         "from fastassign.kernels import cast, scatter\n"
@@ -286,18 +288,17 @@ def test_launch_on_a_card(cuda, kind, own_stream):
     end = max(address(array) + array.nbytes for array in on_card)
     rows, start = [], 0
     for count, array in zip(counts, on_card, strict=True):
-        start += len(rows) % 2  # so that words don't do for every row
+        start += len(rows) % 2  # so that not every row can be copied in words
         rows.append((start, (address(array) - base) // unit, count))
         start = -(-(start + count) // 8) * 8
     source, table = cuda.to_device(slab), cuda.to_device(np.array(rows, np.int64))
     cuda.synchronize()
-    scatter.launch(
-        stream=handle,
+    work = scatter.Scatter(
         source=address(source), source_nbytes=slab.nbytes,
         destination=base, destination_nbytes=end - base,
-        table=address(table), rows=len(rows), longest=max(counts),
-        kind=kind, ordinal=0,
+        table=address(table), rows=len(rows), longest=max(counts), kind=kind,
     )  # fmt: skip
+    scatter.launch(work, stream=handle, ordinal=0)
     cuda.synchronize()
     for (start, _, count), data, array in zip(rows, before, on_card, strict=True):
         dtype = np.uint8 if kind == "copy" else np.uint16
@@ -311,12 +312,11 @@ def test_every_pattern_on_a_card(cuda):
         source, result = cuda.to_device(PATTERNS), cuda.to_device(np.zeros(PATTERNS.shape, np.uint16))
         table = cuda.to_device(np.array([(0, 0, len(PATTERNS))], np.int64))
         cuda.synchronize()
-        scatter.launch(
-            stream=0,
+        work = scatter.Scatter(
             source=address(source), source_nbytes=PATTERNS.nbytes,
             destination=address(result), destination_nbytes=2 * len(PATTERNS),
-            table=address(table), rows=1, longest=len(PATTERNS),
-            kind=kind, ordinal=0,
+            table=address(table), rows=1, longest=len(PATTERNS), kind=kind,
         )  # fmt: skip
+        scatter.launch(work, stream=0, ordinal=0)
         cuda.synchronize()
         np.testing.assert_array_equal(result.copy_to_host(), cast_bits(PATTERNS, kind))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import fastassign as fa
 from fastassign.catalog.archive import MEMBER
-from fastassign.catalog.catalog import open_catalog
+from fastassign.catalog.indexing import open_catalog
 from fastassign.errors import NotAFile, NotFound
 from fastassign.loader import fingerprint as module
 from fastassign.loader.fingerprint import Fingerprint

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from fastassign import doctor
 from fastassign.benchmarks.device import card as cards
-from fastassign.devices import cuda
+from fastassign.devices.driver import Missing
 from support.running import set_runtime
 from support.simulated import DEVICES
 from support.simulated_card import simulated_card
@@ -32,7 +32,7 @@ def show(monkeypatch, *names):
 
 
 def test_without_a_driver_it_is_one_line(monkeypatch):
-    set_runtime(monkeypatch, find_driver=lambda: cuda.Missing("there is none", "get one"))
+    set_runtime(monkeypatch, find_driver=lambda: Missing("there is none", "get one"))
     monkeypatch.setattr(cards, "unopened", lambda library: f"{library}: no such file")
     assert lines_of() == [("gpu", "no driver of NVIDIA's is here (libcuda.so.1: no such file)")]
 
@@ -41,7 +41,7 @@ def test_bindings_that_are_missing_are_named(monkeypatch):
     def version(name):
         raise importlib.metadata.PackageNotFoundError(name)
 
-    set_runtime(monkeypatch, find_driver=lambda: cuda.Missing("the package cuda-bindings is not here", "get it"))
+    set_runtime(monkeypatch, find_driver=lambda: Missing("the package cuda-bindings is not here", "get it"))
     monkeypatch.setattr(cards, "unopened", lambda library: "")
     monkeypatch.setattr(importlib.metadata, "version", version)
     show(monkeypatch)
@@ -56,7 +56,7 @@ def test_bindings_that_are_missing_are_named(monkeypatch):
 
 
 def test_a_card_that_only_tensorflow_reaches_is_told_once(monkeypatch):
-    set_runtime(monkeypatch, find_driver=lambda: cuda.Missing("the driver is too old", "get another"))
+    set_runtime(monkeypatch, find_driver=lambda: Missing("the driver is too old", "get another"))
     monkeypatch.setattr(cards, "unopened", lambda library: "")
     show(monkeypatch, "/device:GPU:0")
     assert [name for name, _ in lines_of()] == ["gpu", "gpu packages", "locked memory"]

@@ -66,7 +66,7 @@ def test_a_failing_disk(file, code):
     def before(*_):
         raise OSError(code, os.strerror(code))
 
-    with pytest.raises(ReadFailed, match="reading 10 bytes at 7 failed") as caught:
+    with pytest.raises(ReadFailed, match="reading 10 bytes at offset 7 failed") as caught:
         fill(faults.faulty(before=before)(file), [memoryview(bytearray(10))], 7, 10)
     assert caught.value.errno == code
     assert isinstance(caught.value, OSError)
@@ -99,10 +99,10 @@ class TestWeightFile:
             file.read(4990, 100)
         assert caught.value.file == str(file.path)
 
-    def test_what_is_no_file(self, tmp_path):
+    def test_paths_that_are_not_files(self, tmp_path):
         os.mkfifo(tmp_path / "pipe")
         with pytest.raises(fa.Malformed, match="not a regular file"):
-            WeightFile(tmp_path / "pipe")  # and does not wait for a writer
+            WeightFile(tmp_path / "pipe")  # it does not wait for a writer
         with pytest.raises(IsADirectoryError):
             WeightFile(tmp_path)
         with pytest.raises(FileNotFoundError) as caught:
@@ -113,7 +113,7 @@ class TestWeightFile:
     def test_changes_are_seen(self, file):
         file.check_unchanged()
         status = file.path.stat()
-        file.path.chmod(0o600)  # says nothing about the bytes
+        file.path.chmod(0o600)  # does not change the bytes
         file.check_unchanged()
         os.utime(file.path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
         with pytest.raises(fa.Changed) as changed:
@@ -123,7 +123,7 @@ class TestWeightFile:
             file.check_unchanged()
         assert changed.value.file == shrank.value.file == str(file.path)
 
-    def test_it_closes_once_also_when_forgotten(self, tmp_path):
+    def test_it_is_closed_once_even_if_forgotten(self, tmp_path):
         (tmp_path / "x").write_bytes(b"x")
         before = len(os.listdir("/proc/self/fd"))
         file = WeightFile(tmp_path / "x")
@@ -135,4 +135,4 @@ class TestWeightFile:
         del other
         assert len(os.listdir("/proc/self/fd")) == before
         with pytest.raises(FileNotFoundError):
-            WeightFile(tmp_path / "none")  # half made, collected without a complaint
+            WeightFile(tmp_path / "none")  # the half-made object is collected without an error

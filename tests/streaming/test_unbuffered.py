@@ -1,4 +1,4 @@
-"""Reads past the page cache: pages round what is wanted, and what the end of a file makes of them."""
+"""Reads past the page cache: the pages around the wanted bytes, and the end of a file."""
 
 import os
 
@@ -19,7 +19,7 @@ PAGE = 4096
 
 
 class Bytes:
-    """A file in memory, read as O_DIRECT demands: at pages, into whole pages; ``step`` bytes at a time at most."""
+    """A file in memory that is read as O_DIRECT demands, page by page; ``step`` bytes at a time at most."""
 
     def __init__(self, content, step=1 << 30):
         self.content, self.step, self.calls = content, step, 0
@@ -70,8 +70,8 @@ def test_it_is_the_file_that_is_open(tmp_path):
             unbuffered = UnbufferedFile(file.descriptor)
         except OSError as error:
             pytest.skip(f"this file system has no O_DIRECT: {error}")
-        lease = np.empty(12 * PAGE, dtype=np.uint8)
-        view = lease[-lease.ctypes.data % PAGE :][: 11 * PAGE].data
+        memory = np.empty(12 * PAGE, dtype=np.uint8)
+        view = memory[-memory.ctypes.data % PAGE :][: 11 * PAGE].data
         with unbuffered:
             start = fill_pages(unbuffered, view, 100, 9 * PAGE)
     assert bytes(view[start : start + 9 * PAGE]) == CONTENT[100 : 100 + 9 * PAGE]
@@ -100,7 +100,7 @@ def test_a_load_past_the_cache_is_exact(file, monkeypatch, slot_bytes):
         np.testing.assert_array_equal(one, two)
 
 
-def test_where_it_is_not_possible_the_report_says_so(file, monkeypatch):
+def test_the_report_says_where_it_is_not_possible(file, monkeypatch):
     path, model, other = file
     opened = os.open
 

@@ -1,4 +1,4 @@
-"""The threads that read: jobs come back as they end, errors with them, and nothing outlives the block."""
+"""The threads that read: jobs and errors come back as they end, and no thread outlives the block."""
 
 import threading
 import time
@@ -29,7 +29,7 @@ def test_jobs_come_back_as_they_end(count):
     first = threading.Event()
     with Workers(count) as workers:
         workers.submit(0, lambda: first.wait(5))
-        while workers._jobs.qsize():  # a reader has it
+        while workers._jobs.qsize():  # until a reader has taken it
             time.sleep(0.001)
         for i in range(1, 4):
             workers.submit(i, lambda: None)
@@ -72,7 +72,7 @@ def test_an_error_comes_back_and_the_rest_is_dropped(count, kind):
     assert readers() == []
 
 
-def test_stopping_waits_for_what_has_begun():
+def test_stopping_waits_for_jobs_that_have_begun():
     began, ended = threading.Event(), []
 
     def job():
@@ -83,7 +83,7 @@ def test_stopping_waits_for_what_has_begun():
     with Workers(2) as workers:
         workers.submit(0, job)
         began.wait(5)
-    assert ended == [1]  # so that no reader writes into a buffer that was let go
+    assert ended == [1]  # so no reader writes into a buffer that was released
 
 
 def test_stopping_twice_and_without_jobs():

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fastassign.devices import cuda
+from fastassign.devices.cuda import CudaDriver
+from fastassign.devices.discover import find_driver
+from fastassign.devices.driver import Missing
 from fastassign.errors import DeviceFailed, NotPageLocked
 
 library = ctypes.CDLL("libcuda.so.1")
@@ -39,8 +41,8 @@ def own(array, ordinal):
 
 def driver():
     stub.devices = stub.devices or 1
-    found = cuda.find_driver()
-    assert isinstance(found, cuda.CudaDriver), found
+    found = find_driver()
+    assert isinstance(found, CudaDriver), found
     return found
 
 
@@ -206,8 +208,8 @@ def others_run_meanwhile():
 
 
 def unseen_devices():
-    missing = cuda.find_driver()
-    assert isinstance(missing, cuda.Missing)
+    missing = find_driver()
+    assert isinstance(missing, Missing)
     assert missing.reason == (
         "CUDA's driver can't be used: cuInit: CUDA_ERROR_NO_DEVICE (no CUDA-capable device is detected)"
     )
@@ -251,7 +253,7 @@ def loading(library_name, path):
 
     tf.config.list_logical_devices()
     stub.devices = stub.devices or 1
-    cuda.CudaDriver.serves = lambda self, device: device.endswith(("CPU:1", "CPU:2"))
+    CudaDriver.serves = lambda self, device: device.endswith(("CPU:1", "CPU:2"))
     k = differential.LIBRARIES[library_name]
 
     def make():
@@ -332,7 +334,7 @@ def many_loads(differential, build, path):
 
 
 def a_load_to_the_second(differential, build, path):
-    cuda.find_driver.cache_clear()
+    find_driver.cache_clear()
     stub.devices = 2
     library.stub_own(ctypes.c_size_t(4096), ctypes.c_size_t(1 << 62), 1)
     same(differential, build, path)

@@ -137,8 +137,8 @@ class SimulatedDriver:
             return any(_holds(start, size, address, nbytes) for start, size in self.memory.copy().items())
 
     def may_land(self, op):
-        leases = list(self.pool._leases)
-        if not any(_holds(lease.address, lease.memory.nbytes, op.source, op.nbytes) for lease in leases):
+        buffers = list(self.pool._leased)
+        if not any(_holds(buffer.address, buffer.memory.nbytes, op.source, op.nbytes) for buffer in buffers):
             self.violations.append("memory was copied from that was given back")
         elif not self.owns(op.destination, op.nbytes):
             self.violations.append("memory was copied to that is not the load's any more")

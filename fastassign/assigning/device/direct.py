@@ -13,9 +13,10 @@ from fastassign.assigning.device.open_lane import OpenLane
 from fastassign.assigning.host import memory
 from fastassign.assigning.journal import Journal
 from fastassign.assigning.open_batch import Decode, OpenBatch
-from fastassign.devices.cuda import Fence, Scatter, Stream
+from fastassign.devices.driver import Fence, Stream
 from fastassign.devices.ring import Slot
 from fastassign.kernels.cast import CASTS
+from fastassign.kernels.scatter import Scatter
 from fastassign.planning.batches import TABLE_ROW_BYTES, Batch
 from fastassign.planning.coalesce import GAP, Read
 from fastassign.planning.routes import ALIGNMENT

@@ -9,7 +9,7 @@ from types import TracebackType
 
 from fastassign.assigning.device import tensors
 from fastassign.assigning.work import Work
-from fastassign.devices import cuda
+from fastassign.devices.driver import Driver, Fence, Missing, Stream
 from fastassign.devices.ring import Ring, Slot
 from fastassign.devices.staging import Locker, StagingBuffer, StagingPool
 from fastassign.errors import DeviceFailed, NotPageLocked, annotate
@@ -60,7 +60,7 @@ class OpenLane:
         Why the ring is not page-locked; empty if it is, or nobody asked.
     """
 
-    def __init__(self, planned: lanes.Lane, driver: cuda.Driver, slots: SlotMemory) -> None:
+    def __init__(self, planned: lanes.Lane, driver: Driver, slots: SlotMemory) -> None:
         self.device, self.fallback = planned.device, ""
         probe = tensors.empty((16,), "float32", planned.device)
         ordinal = driver.ordinal_of(planned.device, tensors.address(probe, planned.device))
@@ -111,7 +111,7 @@ class OpenLane:
             self._twins.clear()
             self.stream.close()
 
-    def _mark(self) -> cuda.Fence:
+    def _mark(self) -> Fence:
         with self.stream as stream:
             return stream.record()
 
@@ -171,7 +171,7 @@ class OpenLanes:
         self._open.clear()
 
 
-def _close(what: OpenLane | cuda.Stream, device: str, error: BaseException | None) -> None:
+def _close(what: OpenLane | Stream, device: str, error: BaseException | None) -> None:
     """Close something; where an error is under way already, failures are notes of that."""
     try:
         what.close()
@@ -181,8 +181,8 @@ def _close(what: OpenLane | cuda.Stream, device: str, error: BaseException | Non
         annotate(error, f"{device}, while the load was stopped: {failure}")
 
 
-def _driver(runtime: Runtime) -> cuda.Driver:
+def _driver(runtime: Runtime) -> Driver:
     driver = runtime.find_driver()
-    if isinstance(driver, cuda.Missing):  # a plan that was made where there is one, and carried out where there is none
+    if isinstance(driver, Missing):  # a plan that was made where there is one, and carried out where there is none
         raise DeviceFailed(f"the plan goes to a device that can't be reached: {driver.reason}", hint=driver.hint)
     return driver

@@ -15,8 +15,9 @@ from fastassign.assigning.host import memory
 from fastassign.assigning.host.fused import Fusions
 from fastassign.assigning.journal import Journal
 from fastassign.assigning.open_batch import Decode, OpenBatch, scattered
-from fastassign.devices.cuda import Fence, Scatter
+from fastassign.devices.driver import Fence
 from fastassign.kernels.cast import CASTS
+from fastassign.kernels.scatter import Scatter
 from fastassign.planning.batches import Batch
 from fastassign.planning.routes import ALIGNMENT
 from fastassign.streaming.source import Source, fill

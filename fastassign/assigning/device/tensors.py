@@ -16,7 +16,7 @@ from typing import Any
 import tensorflow as tf
 
 from fastassign.assigning.host.memory import shape_tensor
-from fastassign.devices.cuda import LOST_HINT
+from fastassign.devices.driver import LOST_HINT
 from fastassign.errors import DeviceFailed, DeviceMemory, annotate
 from fastassign.targets.target import Target
 

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from fastassign.planning.routes import KERNEL_DTYPES
-from fastassign.streaming.buffers import Pool, aligned_array, is_aligned
+from fastassign.streaming.buffers import ArenaPool, aligned_array, is_aligned
 from fastassign.targets.deferred import DeferredVariable, has_value, raw_handle
 from fastassign.targets.variables import numpy_dtype_of
 
@@ -59,7 +59,7 @@ class Arena:
     ----------
     nbytes : int
         Bytes in the arena, a multiple of 64.
-    pool : Pool, optional
+    pool : ArenaPool, optional
         Where the memory comes from, in place of TensorFlow's allocator.
 
     Attributes
@@ -68,7 +68,7 @@ class Arena:
         All of it as bytes.
     """
 
-    def __init__(self, nbytes: int, pool: Pool | None = None) -> None:
+    def __init__(self, nbytes: int, pool: ArenaPool | None = None) -> None:
         self.memory = pool.lease(nbytes) if pool is not None else empty((nbytes,), "uint8")[1]
         if not is_aligned(self.memory):
             raise AssertionError("TensorFlow's allocator returned memory below its own alignment")

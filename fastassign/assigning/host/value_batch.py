@@ -21,7 +21,7 @@ from fastassign.catalog.memory import ArrayRecord
 from fastassign.matching.assignment import Assignment
 from fastassign.planning.batches import Batch
 from fastassign.planning.routes import Placement
-from fastassign.streaming.buffers import Pool
+from fastassign.streaming.buffers import ArenaPool
 from fastassign.streaming.source import Source
 from fastassign.targets.variables import numpy_dtype_of
 
@@ -39,13 +39,13 @@ class ValueBatch(HostBatch):
     ----------
     batch : Batch
         What is allocated.
-    pool : Pool, optional
+    pool : ArenaPool, optional
         Where the memory comes from, in place of TensorFlow's allocator.
     """
 
     __slots__ = ("_arena", "_arrays", "_values")
 
-    def __init__(self, batch: Batch, pool: Pool | None = None) -> None:
+    def __init__(self, batch: Batch, pool: ArenaPool | None = None) -> None:
         super().__init__(batch)
         # The values, and the same memory as writable arrays of the file's bytes.
         self._values: list[Any] = []
@@ -130,13 +130,13 @@ class FedBatch(ValueBatch):
         What is allocated.
     session : tf.compat.v1.Session
         Runs the assignments.
-    pool : Pool
+    pool : ArenaPool
         Where the memory comes from.
     """
 
     __slots__ = ("_session",)
 
-    def __init__(self, batch: Batch, session: Any, pool: Pool) -> None:
+    def __init__(self, batch: Batch, session: Any, pool: ArenaPool) -> None:
         super().__init__(batch, pool)
         self._session = session
 

@@ -1,11 +1,11 @@
 """The header messages of the classic HDF5 structure, decoded as far as a Keras weight file needs them.
 
-Pure functions from the bytes of one message to plain values, so that equal messages (most datasets of a model
-share theirs) are decoded once. What h5py would write in the same way every time is recognised by its exact
-bytes; whatever else a message may hold raises `NotClassicError`.
+The functions map the bytes of one message to plain values, so that equal messages are decoded once: most datasets of a
+model share theirs. Messages that h5py always writes in the same way are recognised by their exact bytes. Any other
+content raises `NotClassicError`.
 
 Section names in the docstrings are those of the *HDF5 File Format Specification*, version 3.0.
-Not here: finding the messages in the file (``classic``).
+Not here: finding the messages in the file (``headers``).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from functools import lru_cache
 from struct import Struct, pack
 from typing import cast
 
-# HDF5's own limit (H5S_MAX_RANK); it also bounds what `dataspace` keeps in its cache.
+# HDF5's own limit (H5S_MAX_RANK). It also bounds the size of the entries in the cache of `dataspace`.
 _MAX_RANK = 32
 
 _DIMENSIONS = tuple(Struct(f"<{rank}Q") for rank in range(_MAX_RANK + 1))
@@ -32,14 +32,14 @@ _NIL, _OLD_FILL, _FILL_VALUE, _MODIFIED = 0x00, 0x04, 0x05, 0x12
 #: Bytes of a variable-length string in an attribute: its length and a global heap ID.
 REFERENCE_NBYTES = 16
 
-# The attributes that the Keras layouts are made of; long lists are split into layer_names0, layer_names1, ...
+# The attributes of which the Keras layouts consist; long lists are split into layer_names0, layer_names1, ...
 _is_text = re.compile(r"(?:layer_names|weight_names)[0-9]*|keras_version|backend|name|dtype").fullmatch
-#: Of these, the one by which Keras marks a dataset of two-byte opaque elements; on a group it means nothing.
+#: Keras marks a dataset of two-byte opaque elements by this attribute; on a group it has no meaning.
 MARK = "dtype"
 
 
 class NotClassicError(Exception):
-    """The file holds something outside of the classic subset, or contradicts itself."""
+    """The file has a structure outside of the classic subset, or contradicts itself."""
 
 
 def padded(nbytes: int) -> int:
@@ -80,7 +80,7 @@ def _known_datatypes() -> dict[bytes, tuple[str, int]]:
     return known
 
 
-#: Datatype messages of the accepted datasets, padded as they stand in a version-1 object header, with numpy's
+#: Datatype messages of the accepted datasets, padded as in a version-1 object header, with numpy's
 #: ``dtype.str`` and the bytes of an element ("The Datatype Message", version 1).
 DATATYPES = _known_datatypes()
 
@@ -89,7 +89,7 @@ _VARIABLE_STRINGS = frozenset(
     (pack("<B3BI", 0x19, 1, charset, 0, REFERENCE_NBYTES) + _fixed_point(1, signed=False)).ljust(24, b"\0")
     for charset in (0, 1)
 )
-# Version 1 of the class, ASCII or UTF-8, terminated or padded by NUL: h5py reads both alike.
+# Version 1 of the class, ASCII or UTF-8, terminated or padded by NUL; h5py reads both in the same way.
 _FIXED_STRINGS = frozenset(bytes((0x13, padding | charset << 4, 0, 0)) for padding in (0, 1) for charset in (0, 1))
 
 
@@ -129,7 +129,7 @@ def layout(body: bytes) -> tuple[bool, int, int]:
     Returns
     -------
     contiguous : bool
-        Whether the data stands apart from the message.
+        Whether the data is outside of the message.
     address : int
         The address of contiguous data; of compact data, its offset within the message.
     nbytes : int
@@ -157,10 +157,10 @@ Text = tuple[str, int, bytes]
 
 
 def says_nothing(kind: int, body: bytes) -> bool:
-    """Whether a message is well-formed and does not change what a written dataset holds.
+    """Whether a message is well-formed and does not change the content of a written dataset.
 
-    That is so for padding, for fill values ("The Data Storage - Fill Value Message", both kinds) and for the
-    time of the last change.
+    Such messages are padding, fill values ("The Data Storage - Fill Value Message", both kinds) and the time of the
+    last change.
     """
     if kind == _NIL:
         return True
@@ -179,7 +179,7 @@ def text(body: bytes) -> Text | None:
     Returns
     -------
     Text or None
-        None: the attribute has another name.
+        ``None`` where the attribute has another name.
 
     Raises
     ------
@@ -205,10 +205,10 @@ def _data_at(sizes: bytes) -> int:
     return _ATTRIBUTE.size + sum(map(padded, parts))
 
 
-# The attributes of a file differ in few ways: the same names, lists of some lengths. A head is below 64 KiB.
+# The attributes of a file differ in few ways: names and lengths of lists recur. A head is below 64 KiB.
 @lru_cache(maxsize=128)
 def _text_form(head: bytes, nbytes: int) -> tuple[str | None, int, int]:
-    """Decode what stands before the data: a name that matters, the bytes of one string, the bytes of the data."""
+    """Decode the part before the data: a name that matters, the bytes of one string, the bytes of the data."""
     if len(head) != nbytes:
         raise NotClassicError
     _, _, name_nbytes, type_nbytes, space_nbytes = _ATTRIBUTE.unpack_from(head)
@@ -227,7 +227,7 @@ def _text_form(head: bytes, nbytes: int) -> tuple[str | None, int, int]:
         dtype, itemsize = known
         if _is_text(name):
             if dtype == "<f8" and shape == (0,):
-                return name, 0, 0  # what h5py makes of an empty list
+                return name, 0, 0  # h5py writes an empty list like this
             raise NotClassicError
         return None, 0, count * itemsize
     width = _string_width(datatype)
@@ -248,3 +248,22 @@ def _string_width(datatype: bytes) -> int:
         if kind in _FIXED_STRINGS and width:
             return width
     raise NotClassicError
+
+
+def decoded(encoded: list[bytes]) -> tuple[str, ...]:
+    """Decode strings in UTF-8, of which ASCII is a part.
+
+    Raises
+    ------
+    NotClassicError
+        A string is not UTF-8, or holds a NUL, at which h5py would cut it.
+    """
+    if not encoded:
+        return ()
+    try:
+        texts = b"\0".join(encoded).decode().split("\0")
+    except UnicodeDecodeError:
+        raise NotClassicError from None
+    if len(texts) != len(encoded):
+        raise NotClassicError
+    return tuple(texts)
