@@ -84,8 +84,8 @@ class Workers:
     def stop(self) -> None:
         """Drop the jobs that have not begun, and wait for those that have."""
         self._stopped = True
-        # One for each thread, started or not. Ctrl-C may come while a thread is being started: it runs, but has no `ident`
-        # yet, and would take the end that is meant for another thread, which would never stop.
+        # One for each thread, started or not. Ctrl-C may come while a thread is being started: it runs, but has no
+        # `ident` yet, and would take the end that is meant for another thread, which would never stop.
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:
