@@ -156,7 +156,7 @@ class TestHostMemory:
                 plan = fa.plan(made, path, options=tiny(**how, max_staging_bytes=2 * SLOT))
                 assert [(lane.slots, lane.slot_bytes) for lane in plan.schedule.lanes] == [(2, SLOT)]
                 one = fa.plan(made, path, options=tiny(**how, max_staging_bytes=SLOT, slot_bytes=1 << 20))
-                assert [(lane.slots, lane.slot_bytes) for lane in one.lanes] == [(1, SLOT)]
+                assert [(lane.slots, lane.slot_bytes) for lane in one.schedule.lanes] == [(1, SLOT)]
                 one.execute()
                 assert_loaded(made, arrays)
                 assert max(op.nbytes for op in driver.copies) <= SLOT
@@ -237,9 +237,9 @@ class TestDeviceMemory:
 
     def test_twins_stand_on_the_device_where_values_are_cast(self, driver, path, arrays):
         made = variables(arrays, "CPU:1", dtype="bfloat16")
-        (lane,) = fa.plan(made, path, options=tiny(route="direct")).lanes
+        (lane,) = fa.plan(made, path, options=tiny(route="direct")).schedule.lanes
         assert lane.staged
-        (lane,) = fa.plan(variables(arrays, "CPU:1"), path, options=tiny(route="direct")).lanes
+        (lane,) = fa.plan(variables(arrays, "CPU:1"), path, options=tiny(route="direct")).schedule.lanes
         assert not lane.staged
 
 

@@ -22,8 +22,8 @@ import fastassign
 from fastassign.benchmarks.cases.compare import check_equal, perturb
 from fastassign.benchmarks.device.card import why_unseen
 from fastassign.benchmarks.device.models import policy
-from fastassign.devices import discover
 from fastassign.devices.driver import Missing
+from fastassign.runtime import process_runtime
 from support.options import load_options
 from support.running import set_runtime
 from support.simulated import DEVICES, simulated
@@ -55,7 +55,7 @@ def card(request, monkeypatch):
     seen = tf.config.list_logical_devices("GPU")
     if not seen:
         pytest.skip(f"TensorFlow sees no card: {why_unseen()}. {HOW}")
-    driver = discover.find_driver()
+    driver = process_runtime().find_driver()
     if isinstance(driver, Missing):
         pytest.skip(f"{driver.reason} ({driver.hint})")
     with tf.device(seen[0].name):
@@ -63,7 +63,7 @@ def card(request, monkeypatch):
 
 
 def needs_kernels(card):
-    missing = discover.find_driver().kernels_missing()
+    missing = process_runtime().find_driver().kernels_missing()
     if missing:
         pytest.skip(f"{card}: {missing}")
 
