@@ -123,8 +123,9 @@ def record(folder: Path, repeats: int = 30) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``machine``; ``repeats``; ``report``, as ``Report.to_dict`` gives it; ``reads``, lists of thread (0 is the calling one),
-        begin, end and bytes; ``assignments``, lists of begin and end. In seconds since the execution began.
+        ``machine``; ``repeats``; ``report``, as ``Report.to_dict`` gives it; ``reads``, lists of thread (0 is the
+        calling one), begin, end and bytes; ``assignments``, lists of begin and end. In seconds since the execution
+        began.
     """
     import fastassign
     from fastassign.benchmarks import machine
