@@ -88,7 +88,8 @@ def timeline_svg(data: dict[str, Any]) -> str:
 
     gbps = data["report"]["nbytes"] / stages["total"] / 1e9
     title = f"One load of G (.weights.h5, index not cached): {stages['total'] * 1e3:.0f} ms, {gbps:.1f} GB/s"
-    where = f"{data['machine']['cores']} cores of an {data['machine']['processor']}"
+    machine = data["machine"]
+    where = f"{machine['cores']} cores of an {machine['processor']}, load average {machine['load_average']:.1f}"
     parts = [
         _text(10, 22, title, weight="bold"),
         _text(10, 42, f"{where}, page cache warm, the fastest of {data['repeats']} loads", color=FAINT),
