@@ -189,3 +189,50 @@ def test_every_measurement_is_linked_from_the_performance_page():
 def test_public_names_are_what_init_says():
     for name in fastassign.__all__:
         assert getattr(fastassign, name) is not None
+
+
+def repository():
+    """Return the text files of the repository, but for the pages about Keras and TensorFlow and this test."""
+    suffixes = {".md", ".py", ".toml", ".yml", ".yaml", ".txt", ".c"}
+    tops = ("fastassign", "kernels", "benchmarks", "tests", "docs", "examples", ".github")
+    inside = (path for top in tops for path in (ROOT / top).rglob("*") if path.suffix in suffixes)
+    at_root = (path for path in ROOT.glob("*") if path.suffix in suffixes or path.name == "Makefile")
+    own = {Path(__file__).resolve()}
+    for path in (*at_root, *inside):
+        if path.parent.name != "internals" and path.resolve() not in own:
+            yield path, path.read_text(encoding="utf-8")
+
+
+def test_nothing_cites_a_page_that_is_not_in_the_repository():
+    # The folder of real files is named where there is one beside the project; nothing is read there.
+    strange = re.compile(r"\bfacts?[,:/]|\.\./shared(?!/corpus)|keras_semantics|tf_internals")
+    for path, text in repository():
+        found = strange.search(text)
+        assert found is None, f"{path.relative_to(ROOT)} cites {found.group(0)!r}"
+
+
+def test_references_to_keras_and_tensorflow_pages_lead_somewhere():
+    pages = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "internals").glob("*.md")}
+    reference = re.compile(r"docs/internals/([\w.]+?\.md)(?:\W+(?:sections?|bug|row)?\s*(B?[\d.]*\d))?")
+    for path, text in repository():
+        for name, number in reference.findall(text.replace("#", " ")):
+            assert name in pages, f"{path.relative_to(ROOT)} refers to docs/internals/{name}"
+            assert not number or found_in(pages[name], number), f"{path.relative_to(ROOT)}: {name} has no {number}"
+
+
+def test_bugs_and_rows_that_tests_refer_to_are_listed():
+    page = (ROOT / "docs" / "internals" / "keras.md").read_text(encoding="utf-8")
+    for path, text in repository():
+        if "tests" in path.relative_to(ROOT).parts:
+            # "rows 1 to 4", "rows 59, 60", "row 49, bug B6"
+            for line in re.findall(r"#.*\brows? (\d+(?:(?:, | to | and )\d+)*)", text):
+                for row in re.findall(r"\d+", line):
+                    assert f"\n| {row} | " in page, f"{path.relative_to(ROOT)}: no row {row}"
+            for bug in re.findall(r"\bbug (B\d+)", text):
+                assert f"**{bug}**" in page, f"{path.relative_to(ROOT)}: no bug {bug}"
+
+
+def found_in(page, number):
+    if number.startswith("B"):
+        return f"**{number}**" in page
+    return re.search(rf"^(#+ {re.escape(number)}\.? |\| {re.escape(number)} \| )", page, flags=re.MULTILINE) is not None
