@@ -13,7 +13,7 @@ export FASTASSIGN_CORPUS := $(abspath ../shared/corpus/files)
 endif
 endif
 
-.PHONY: help env demo test test-oldest bench check lint types format clean distclean
+.PHONY: help env demo test test-oldest bench check lint types format docs figures dist clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -35,9 +35,10 @@ bench: $(VENV)/.made ## run the benchmarks: ratios to stock and to the limit of 
 
 check: lint types ## lint and types
 
-lint: $(VENV)/.made ## ruff: rules and format
+lint: $(VENV)/.made ## ruff: rules and format; codespell
 	@$(VENV)/bin/ruff check
 	@$(VENV)/bin/ruff format --check
+	@$(VENV)/bin/codespell
 
 # mypy looks for fastassign.kernels below a folder fastassign/, and finds kernels/ there by this link.
 types: $(VENV)/.made ## mypy, strict
@@ -49,6 +50,16 @@ types: $(VENV)/.made ## mypy, strict
 format: $(VENV)/.made ## let ruff repair what it can
 	@$(VENV)/bin/ruff check --fix --exit-zero
 	@$(VENV)/bin/ruff format
+
+docs: $(VENV)/.made ## build the pages into build/site (ARGS=--serve shows them while they are written)
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs $(if $(filter --serve,$(ARGS)),serve,build --strict --quiet)
+	@$(if $(filter --serve,$(ARGS)),,echo "build/site/index.html")
+
+figures: $(VENV)/.made ## draw the figures of the pages from benchmarks/results (ARGS="--record FOLDER" measures first)
+	@$(VENV)/bin/python docs/figures.py $(ARGS)
+
+dist: $(VENV)/.made ## build an sdist and a wheel, and run the wheel from a bare environment
+	@.ci/dist $(VENV)/bin/python
 
 clean: ## remove caches and what was built
 	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,20 +17,23 @@ from fastassign.catalog.policy import RULES
 from fastassign.cli import app
 
 ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = "\n".join(re.findall(r"```\n(fastassign .*?)```", README, flags=re.DOTALL))
-BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+USAGE = (ROOT / "docs" / "usage.md").read_text(encoding="utf-8")
+COMMANDS = "\n".join(re.findall(r"```\n(fastassign .*?)```", USAGE, flags=re.DOTALL))
+BLOCKS = re.findall(r"```python\n(.*?)```", README + USAGE, flags=re.DOTALL)
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_python_of_the_readme_runs(number, tmp_path, monkeypatch, capsys):
+def test_python_of_readme_and_usage_runs(number, tmp_path, monkeypatch, capsys):
     keras = pytest.importorskip("keras")
     monkeypatch.chdir(tmp_path)
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="dense")])
     path = tmp_path / ("model.h5" if "by_name" in BLOCKS[number] else "model.weights.h5")
     (model.save if path.name == "model.h5" else model.save_weights)(path)
     names = {"fa": fastassign, "model": model, "path": path, "build": lambda: keras.models.clone_model(model)}
-    exec(compile(BLOCKS[number], "README.md", "exec"), names)
+    exec(compile(BLOCKS[number], "README.md or usage.md", "exec"), names)
     if "report" in names:
         assert names["report"].assigned == len(names["plan"].rows()) == len(names["catalog"]) == 2
     else:
@@ -117,17 +122,17 @@ def test_recipes(number, trained, capsys):
         assert [capsys.readouterr().out] == blocks_of("recipes", "text")
 
 
-def test_there_is_python_in_the_readme():
-    assert len(BLOCKS) == 2
+def test_there_is_python_in_readme_and_usage():
+    assert [text.count("```python") for text in (README, USAGE)] == [1, 1]
 
 
-def test_commands_of_the_readme_exist():
+def test_commands_of_the_usage_page_exist():
     shown = set(re.findall(r"^fastassign (\w+)", COMMANDS, flags=re.MULTILINE))
     known = {command.name or command.callback.__name__ for command in app.registered_commands}
     assert shown == known
 
 
-def test_options_of_the_readme_exist():
+def test_options_of_the_usage_page_exist():
     for command, options in re.findall(r"^fastassign (\w+)(.*)$", COMMANDS, flags=re.MULTILINE):
         text = CliRunner().invoke(app, [command, "--help"], env={"TERM": "dumb", "COLUMNS": "200"}).stdout
         for option in re.findall(r"--[a-z-]+", options):
@@ -141,12 +146,93 @@ def test_every_rule_of_the_policy_is_documented():
 
 
 def test_links_between_pages_lead_somewhere():
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-        for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+    for page in PAGES:
+        for target, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", page.read_text(encoding="utf-8")):
             if not target.startswith("http"):
-                assert (page.parent / target).exists(), f"{page.name} links to {target}"
+                there = page.parent / target if target else page
+                assert there.exists(), f"{page.name} links to {target}"
+                assert not anchor or anchor in anchors_of(there), f"{page.name} links to {target}#{anchor}"
+
+
+def anchors_of(page):
+    """Return the anchors that a repository browser and the site both make of the headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", heading.lower())) for heading in headings}
+
+
+def test_tables_of_loads_are_the_committed_figures():
+    performance = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    comparisons = json.loads((RESULTS / "2-cores-xeon.json").read_text())["comparisons"]
+    assert len(comparisons) == 7
+    for found in comparisons:
+        size = f"{found['nbytes'] / 1e6:,.0f} MB / {found['tensors']:,}"
+        seconds = f"{found['stock']:.2f} s | {found['first'] * 1e3:.0f} ms | {found['cached'] * 1e3:.0f} ms"
+        ratios = f"{found['stock_over_first']:.1f}; {found['stock_over_cached']:.1f}"
+        fresh, warm = (f"{found[f'share_of_{limit}_limit']:.0%}" for limit in ("fresh", "warm"))
+        assert f"| {found['case']} | {size} | {seconds} | {ratios} | {warm} |" in README
+        assert f"| {found['case']} | {seconds} | {ratios} | {fresh}; {warm} |" in performance
+
+
+def test_figures_are_drawn_from_the_committed_measurements():
+    drawn = runpy.run_path(str(ROOT / "docs" / "figures.py"))["figures"]()
+    assert len(drawn) == 2
+    for path, text in drawn.items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name}: run `make figures`"
+
+
+def test_every_measurement_is_linked_from_the_performance_page():
+    performance = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    for path in RESULTS.glob("*.json"):
+        assert f"(../benchmarks/results/{path.name})" in performance
 
 
 def test_public_names_are_what_init_says():
     for name in fastassign.__all__:
         assert getattr(fastassign, name) is not None
+
+
+def repository():
+    """Return the text files of the repository, but for the pages about Keras and TensorFlow and this test."""
+    suffixes = {".md", ".py", ".toml", ".yml", ".yaml", ".txt", ".c"}
+    tops = ("fastassign", "kernels", "benchmarks", "tests", "docs", "examples", ".github")
+    inside = (path for top in tops for path in (ROOT / top).rglob("*") if path.suffix in suffixes)
+    at_root = (path for path in ROOT.glob("*") if path.suffix in suffixes or path.name == "Makefile")
+    own = {Path(__file__).resolve()}
+    for path in (*at_root, *inside):
+        if path.parent.name != "internals" and path.resolve() not in own:
+            yield path, path.read_text(encoding="utf-8")
+
+
+def test_nothing_cites_a_page_that_is_not_in_the_repository():
+    # The folder of real files is named where there is one beside the project; nothing is read there.
+    strange = re.compile(r"\bfacts?[,:/]|\.\./shared(?!/corpus)|keras_semantics|tf_internals")
+    for path, text in repository():
+        found = strange.search(text)
+        assert found is None, f"{path.relative_to(ROOT)} cites {found.group(0)!r}"
+
+
+def test_references_to_keras_and_tensorflow_pages_lead_somewhere():
+    pages = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "internals").glob("*.md")}
+    reference = re.compile(r"docs/internals/([\w.]+?\.md)(?:\W+(?:sections?|bug|row)?\s*(B?[\d.]*\d))?")
+    for path, text in repository():
+        for name, number in reference.findall(text.replace("#", " ")):
+            assert name in pages, f"{path.relative_to(ROOT)} refers to docs/internals/{name}"
+            assert not number or found_in(pages[name], number), f"{path.relative_to(ROOT)}: {name} has no {number}"
+
+
+def test_bugs_and_rows_that_tests_refer_to_are_listed():
+    page = (ROOT / "docs" / "internals" / "keras.md").read_text(encoding="utf-8")
+    for path, text in repository():
+        if "tests" in path.relative_to(ROOT).parts:
+            # "rows 1 to 4", "rows 59, 60", "row 49, bug B6"
+            for line in re.findall(r"#.*\brows? (\d+(?:(?:, | to | and )\d+)*)", text):
+                for row in re.findall(r"\d+", line):
+                    assert f"\n| {row} | " in page, f"{path.relative_to(ROOT)}: no row {row}"
+            for bug in re.findall(r"\bbug (B\d+)", text):
+                assert f"**{bug}**" in page, f"{path.relative_to(ROOT)}: no bug {bug}"
+
+
+def found_in(page, number):
+    if number.startswith("B"):
+        return f"**{number}**" in page
+    return re.search(rf"^(#+ {re.escape(number)}\.? |\| {re.escape(number)} \| )", page, flags=re.MULTILINE) is not None
