@@ -31,28 +31,28 @@ from fastassign.targets.target import Layout
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class LoadSpec:
-    """The model that is loaded into, and how; the file comes later.
+    """A load without its file: the model, the arguments and the options.
 
     Attributes
     ----------
     model : keras.Model, tf_keras.Model, mapping or sequence of variables
-        The model.
+        The model to load into.
     request : Request
         The arguments that Keras has too.
     session : tf.compat.v1.Session or None
-        What the caller gave.
+        The session that the caller gave.
     atomic : bool
         See ``Plan``.
     repeated : bool
-        Whether a plan will be carried out again and again, so that it pays to keep what an execution makes.
+        Whether a plan will be executed repeatedly, so that it pays to keep the functions that an execution makes.
     options : LoadOptions
-        Every other knob.
+        All other options.
     layout : Layout or None
-        How the file is read, where its name does not say.
+        The layout to read the file by; ``None`` to choose it by the file's name.
     progress : bool or callable, optional
         See ``Plan``.
     runtime : Runtime
-        The parts of the process to work with.
+        The parts of the process that the load works with.
     """
 
     model: Any
@@ -71,7 +71,7 @@ class LoadSpec:
         Raises
         ------
         Mismatch, Unreadable, Malformed, Truncated, Refused, Budget, Unsupported
-            As ``fastassign.load_weights``, before anything changes.
+            As for ``fastassign.load_weights``; nothing has changed.
         """
         return self.plan_file(path)[0]
 
@@ -91,16 +91,16 @@ class LoadSpec:
         return self.plan_matching(catalog, matching, seconds), catalog
 
     def plan_matching(self, origin: Origin, matching: Matching, seconds: Mapping[str, float]) -> Plan:
-        """Plan what was matched already.
+        """Plan a load from a finished matching.
 
         Parameters
         ----------
         origin : Origin
-            Where the values come from.
+            The origin of the values.
         matching : Matching
-            Which record goes into which variable.
+            The records and the variables that they go into.
         seconds : mapping of str to float
-            How long the stages before took.
+            The duration of each earlier stage.
 
         Raises
         ------
@@ -136,12 +136,12 @@ class LoadSpec:
             raise Unsupported(
                 f"{matching.hooks[0].obj} loads itself, by its own load_own_variables, which has no effect in a "
                 "TensorFlow 1 graph",
-                hint="load it eagerly, or pass the variables to fastassign.assign",
+                hint="load the model eagerly, or assign the layer's variables with fastassign.assign",
             )
         return session
 
     def _devices(self, matching: Matching) -> Devices:
-        """Find the devices that can be copied to; kernels only where they would be of use."""
+        """Find the devices that we can copy to; look for kernels only if they would be of use."""
         device = self.options.device
         wanted = {target.device for target in matching.targets} if device.route != "eager" else ()
         casts = any(assignment.fit == "cast" for assignment in matching.assignments.values())
@@ -158,7 +158,7 @@ def request_of(*, by_name: bool, skip_mismatch: bool, objects_to_skip: Iterable[
 
 
 def index(path: str | os.PathLike[str], options: LoadOptions) -> Catalog:
-    """Open a file and list what is in it, by the options that concern that.
+    """Open a file and list its contents, by the options that concern files.
 
     Raises
     ------
@@ -175,7 +175,7 @@ def index(path: str | os.PathLike[str], options: LoadOptions) -> Catalog:
 
 
 def total(reports: list[Report]) -> Report:
-    """Return one report of several loads that belong together."""
+    """Return one report for several loads that belong together."""
     if not reports:
         return Report(file=str(ArraysInMemory().path), assigned=0)
     if len(reports) == 1:

@@ -23,22 +23,22 @@ from fastassign.text import printable
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Plan:
-    """What a load will do. Nothing in it changes; executing it twice loads twice.
+    """A load in every detail. Nothing in it changes; executing it twice loads twice.
 
     Attributes
     ----------
     origin : Origin
-        Where the values come from: the catalog of a file, or arrays in place of one.
+        The origin of the values: the catalog of a file, or arrays in memory.
     matching : Matching
-        Which record goes into which variable.
+        The records and the variables that they go into.
     options : LoadOptions
-        The knobs that it was made with.
+        The options that the plan was made with.
     schedule : Schedule
-        The batches, the ways to devices, and the memory that they take.
+        The batches, the lanes to devices, and the memory that they take.
     session : tf.compat.v1.Session or None
-        Runs the assignments, where the variables belong to a TensorFlow 1 graph.
+        The session that runs the assignments, if the variables belong to a TensorFlow 1 graph.
     runtime : Runtime
-        The parts of the process that its execution works with.
+        The parts of the process that an execution works with.
     atomic : bool
         Whether a load that fails leaves all variables as they were.
     skip_mismatch : bool
@@ -46,7 +46,7 @@ class Plan:
     progress : bool or callable, optional
         As for ``fastassign.load_weights``.
     seconds : mapping of str to float
-        How long its stages took: ``index``, ``match``, ``plan``.
+        The duration of each stage of planning: ``index``, ``match``, ``plan``.
     """
 
     origin: Origin
@@ -73,16 +73,16 @@ class Plan:
 
     @property
     def fallbacks(self) -> tuple[str, ...]:
-        """Where values go to a device by TensorFlow's own copy: what is missing, and what that costs."""
+        """For each device that is reached by TensorFlow's own copy: the missing part and its cost."""
         return self.schedule.fallbacks
 
     @property
     def hook_records(self) -> list[TensorRecord]:
-        """Records of the layers that load themselves."""
+        """The records of layers that load themselves."""
         return [record for hook in self.matching.hooks for record in hook.records.values()]
 
     def execute(self, progress: bool | Callback | None = None) -> Report:
-        """Do what the plan says.
+        """Carry the plan out.
 
         Parameters
         ----------
@@ -94,7 +94,7 @@ class Plan:
         Changed (OSError)
             The file was written to or replaced since the plan was made.
         Truncated, ReadFailed (OSError)
-            While reading: the error's ``assigned`` names the variables that have new values already.
+            Reading failed; the error's ``assigned`` names the variables that have new values already.
         """
         from fastassign.assigning.execute import execute  # imports TensorFlow
 
@@ -107,7 +107,7 @@ class Plan:
         Raises
         ------
         Budget (MemoryError)
-            The values do not fit into ``options.max_staging_bytes`` all together.
+            The values together do not fit into ``options.max_staging_bytes``.
         """
         try:
             return replace(self, schedule=reading_first(self.schedule, self.matching, self.options))
@@ -115,7 +115,7 @@ class Plan:
             raise self.origin.name_in(error) from None
 
     def rows(self) -> list[tuple[str, str, str, str, str, int]]:
-        """Return (variable, shape, dtype, route, record, bytes) of every variable, in the order of the file."""
+        """Return a (variable, shape, dtype, route, record, bytes) row for every variable, in the order of the file."""
         rows = [
             (p.assignment.target.name, str(p.assignment.target.shape), p.assignment.target.dtype, _describe(p),
              p.assignment.record.key, p.nbytes)
@@ -131,7 +131,7 @@ class Plan:
         return rows
 
     def __str__(self) -> str:
-        """Show the plan as a table, with what is left over on both sides."""
+        """Show the plan as a table, followed by the leftovers on both sides."""
         schedule = self.schedule
         rows = [(name, shape, dtype, route, key) for name, shape, dtype, route, key, _ in self.rows()]
         head = ("variable", "shape", "dtype", "route", "from")
@@ -144,8 +144,8 @@ class Plan:
             f"{len(rows)} tensors, {self.nbytes} bytes in {reads} reads, at most {schedule.staging_bytes} bytes staged"
         )
         lines += [
-            f"{lane.device}: {lane.slots} slots of {lane.slot_bytes} bytes on the way, at most {lane.peak_bytes} bytes "
-            "of the device beyond the variables"
+            f"{lane.device}: {lane.slots} slots of {lane.slot_bytes} bytes, at most {lane.peak_bytes} bytes of device "
+            "memory beyond the variables"
             for lane in schedule.lanes
         ]
         lines += [f"{route}: {why}" for route, why in schedule.reasons.items()]
@@ -171,7 +171,7 @@ class Plan:
             "tensors": [dict(zip(names, row, strict=True)) for row in self.rows()],
         }
         data.update({label.replace(" ", "_"): list(items) for label, items in self._leftovers()})
-        json.dumps(data)  # what is returned can be written, always
+        json.dumps(data)  # raises here, not where the caller writes the data
         return data
 
     def _leftovers(self) -> list[tuple[str, Sequence[str]]]:

@@ -1,4 +1,4 @@
-"""The parts of the process that a load works with: drivers, memory, and how bytes are read."""
+"""The parts of the process that a load works with: drivers, memory, and sources."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from fastassign.streaming.source import Source
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Runtime:
-    """What a load is given to work with; nothing below reaches for it by itself.
+    """The parts of the process that a load works with. They are passed in; nothing reaches for them by itself.
 
     Attributes
     ----------
     find_driver : callable
-        Returns the driver of the devices that values are copied to, or what is missing.
+        Returns the driver of the devices, or ``Missing`` with the reason why there is none.
     staging : StagingPool
-        Host memory that devices copy from.
+        The host memory of slots, which devices copy from.
     arenas : ArenaPool
-        Host memory that sessions of TensorFlow 1 are fed from.
+        The host memory that TensorFlow 1 sessions are fed from.
     make_source : callable
-        Gets the source of a load, an open origin or a file past the page cache, and returns the one to read by: the
-        same, unless faults are put in between.
+        Gets the source of a load (an open origin, or a file past the page cache) and returns the source to read from:
+        the same one, unless a test puts faults in between.
     """
 
     find_driver: Callable[[], Driver | Missing]
@@ -44,7 +44,7 @@ def _itself(source: Source) -> Source:
     return source
 
 
-# One for the process: the memory that one load gives back serves the next, whoever asks for it.
+# One for the whole process, so that the memory that one load gives back serves the next.
 _PROCESS = Runtime(find_driver=find_driver, staging=StagingPool(), arenas=ArenaPool(), make_source=_itself)
 
 

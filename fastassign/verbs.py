@@ -1,4 +1,4 @@
-"""The verbs: what a user calls."""
+"""The verbs: the functions that a user calls."""
 
 from __future__ import annotations
 
@@ -35,46 +35,47 @@ def load_weights(
 ) -> Report:
     """Load the weights of a Keras file into a model, as ``model.load_weights`` would, and faster.
 
-    After the call every variable holds bit for bit what Keras would have put there; where Keras is known to be
-    silently wrong, the right value or an error (``docs/differences.md``). Everything that can be checked is
-    checked before the first variable changes.
+    After the call every variable holds, bit for bit, the value that Keras would have given it. Where Keras is known to
+    be silently wrong, it holds the right value, or the call raises (``docs/differences.md``). All that can be checked
+    is checked before the first variable changes.
 
     Parameters
     ----------
     model : keras.Model, tf_keras.Model, or mapping or sequence of variables
-        A built model: Keras 3 on the TensorFlow backend, or tf_keras. Or variables without one: a mapping from
-        their names in the file (the HDF5 path, or the end of it), or a sequence of variables that are called there
-        as they are in TensorFlow.
+        A built model: Keras 3 on the TensorFlow backend, or tf_keras. Or variables without a model: a mapping from
+        their names in the file (the HDF5 path, or the end of it) to the variables, or a sequence of variables that
+        have the same names in the file as in TensorFlow.
     path : str or os.PathLike
-        ``.weights.h5``, ``.keras``, or a legacy ``.h5``/``.hdf5`` file (weights or whole model). As in Keras the
-        name decides how it is read.
+        ``.weights.h5``, ``.keras``, or a legacy ``.h5``/``.hdf5`` file (weights or whole model). As in Keras, the
+        name decides how the file is read.
     by_name : bool
         Legacy files: match the top-level layers by name instead of by order.
     skip_mismatch : bool
-        Leave variables whose shape differs as they are, with Keras' warning, instead of raising.
+        Warn, as Keras does, instead of raising where shapes differ, and leave those variables as they are.
     objects_to_skip : iterable of keras.Layer, optional
         Keras 3 ``.weights.h5`` files: layers that keep their values.
     session : tf.compat.v1.Session, optional
-        Where the variables belong to a TensorFlow 1 graph; the default session, or tf_keras' own, if not given.
+        The session to assign in, for variables of a TensorFlow 1 graph; by default the current default session, or
+        tf_keras' own.
     mode : {"copy"}
-        How values get into variables; ``"copy"`` reads the file into memory.
+        The way of values into variables; ``"copy"`` reads the file into memory.
     atomic : bool
         Read everything before the first variable is assigned, so that a failing disk leaves the model as it was.
-        Takes host memory of the size of all weights.
+        This takes host memory of the size of all weights.
     progress : bool or callable, optional
         ``True`` for a bar on a terminal, or a function that gets every ``ProgressEvent``.
     options : LoadOptions, optional
-        Every other knob.
+        All other options.
 
     Returns
     -------
     Report
-        What was assigned, cast, skipped, missing and unexpected, and where the time went.
+        The variables assigned, cast, skipped and missing, the unexpected tensors, and the time of each stage.
 
     Raises
     ------
     Mismatch (ValueError)
-        File and model do not fit together; texts are Keras' own.
+        The file and the model do not match; the texts are Keras' own.
     NotFound, Denied, NotAFile, Malformed, Truncated (OSError)
         The file can't be opened, or is damaged.
     Refused (ValueError)
@@ -82,9 +83,9 @@ def load_weights(
     Budget (MemoryError)
         The load does not fit into ``options.max_staging_bytes``.
     NoSession (ValueError)
-        The variables belong to a graph, and there is no session.
+        The variables belong to a graph, but there is no session.
     Truncated, ReadFailed, Changed (OSError)
-        While reading: the error's ``assigned`` names the variables that have new values already.
+        Reading failed; the error's ``assigned`` names the variables that have new values already.
 
     Examples
     --------
@@ -120,19 +121,19 @@ def plan(
     progress: bool | Callback | None = None,
     options: LoadOptions | None = None,
 ) -> Plan:
-    """Plan a load without doing it: which tensor goes where, by which route, and how much memory it takes.
+    """Plan a load without executing it: the variable and the route of each tensor, and the memory that it all takes.
 
-    The arguments are those of ``load_weights``. Nothing is read but metadata, and nothing is changed.
+    The arguments are those of ``load_weights``. Only metadata is read, and nothing changes.
 
     Returns
     -------
     Plan
-        ``print`` it, turn it into JSON with ``to_dict()``, run it with ``execute()``.
+        The plan: ``print`` it, turn it into JSON-ready data with ``to_dict()``, or run it with ``execute()``.
 
     Raises
     ------
     Mismatch, Unreadable, Malformed, Truncated, Refused, Budget
-        As ``load_weights``, before anything changes.
+        As for ``load_weights``.
     """
     if mode != "copy":
         raise ValueError(f'mode must be "copy", not {mode!r}')
@@ -153,29 +154,30 @@ def assign(pairs: Iterable[tuple[Any, Any]], session: Any = None, *, options: Lo
     ----------
     pairs : iterable of (variable, value)
         Variables of Keras 3, tf_keras or TensorFlow, eager or of a TensorFlow 1 graph. A value is an array, or
-        anything that numpy makes one of, or a tensor of a file: ``fastassign.inspect(path)["layer/kernel"]``.
-        Values are cast to the variable's dtype by numpy's rules, as Keras does, and copied: an array may change
-        afterwards. A variable that comes twice gets the later value.
+        anything that numpy can turn into one, or a tensor of a file: ``fastassign.inspect(path)["layer/kernel"]``.
+        As in Keras, values are cast to the variable's dtype by numpy's rules. They are copied: an array may change
+        afterwards. A variable that occurs twice gets the later value.
     session : tf.compat.v1.Session, optional
-        For variables of a graph; the default session, or tf_keras' own, if not given.
+        The session to assign in, for variables of a TensorFlow 1 graph; by default the current default session, or
+        tf_keras' own.
     options : LoadOptions, optional
-        Every other knob.
+        All other options.
 
     Returns
     -------
     Report
-        What was assigned and cast, and where the time went.
+        The variables assigned and cast, and the time of each stage.
 
     Raises
     ------
     Mismatch (ValueError)
-        A value has another shape than its variable, or is no number.
+        A value does not have the shape of its variable, or is not a number.
     NoSession (ValueError)
-        The variables belong to a graph, and there is no session.
+        The variables belong to a graph, but there is no session.
     Budget (MemoryError)
         A value does not fit into ``options.max_staging_bytes``.
     Truncated, ReadFailed, Changed (OSError)
-        While reading a file: the error's ``assigned`` names the variables that have new values already.
+        Reading a file failed; the error's ``assigned`` names the variables that have new values already.
 
     Examples
     --------
@@ -190,7 +192,7 @@ def assign(pairs: Iterable[tuple[Any, Any]], session: Any = None, *, options: Lo
         begin = time.perf_counter()
         matchings = match_pairs(pairs)
         matched = time.perf_counter() - begin
-        # All are planned before the first is carried out.
+        # All are planned before the first is executed.
         plans = [
             spec.plan_matching(origin, matching, {"match": matched / len(matchings)}) for origin, matching in matchings
         ]
@@ -211,14 +213,14 @@ def _execute_all(plans: list[Plan]) -> list[Report]:
 
 
 def inspect(path: str | os.PathLike[str], *, options: LoadOptions | None = None) -> Catalog:
-    """List what is in a weight file, without TensorFlow and without reading tensors.
+    """List the tensors in a weight file, without TensorFlow and without reading their values.
 
     Parameters
     ----------
     path : str or os.PathLike
         An HDF5 file or ``.keras`` archive.
     options : LoadOptions, optional
-        Policy, limits and index cache.
+        The policy, the limits and the use of the index cache.
 
     Returns
     -------
@@ -234,10 +236,10 @@ def inspect(path: str | os.PathLike[str], *, options: LoadOptions | None = None)
 
 
 def release_buffers() -> None:
-    """Give the host memory that fastassign keeps for the next load back to the system.
+    """Return the host memory that fastassign keeps for the next load to the system.
 
-    It keeps at most 1 GiB, of what variables of TensorFlow 1 graphs let go of, and the slots that the loads before went
-    to GPUs through, which stay page-locked (at most ``LoadOptions.max_staging_bytes``; what a load that is under way
-    needs stays too). Memory of eager variables belongs to TensorFlow, which keeps it itself.
+    It keeps at most 1 GiB of memory that variables of TensorFlow 1 graphs no longer use, and the page-locked slots that
+    earlier loads to GPUs went through (at most ``LoadOptions.max_staging_bytes``). Memory that a load under way is
+    using stays. The memory of eager variables belongs to TensorFlow, which keeps it itself.
     """
     process_runtime().release()

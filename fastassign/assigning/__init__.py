@@ -1,1 +1,1 @@
-"""Putting host buffers into variables."""
+"""The execution of a plan: bytes are read, and become the values of variables."""

@@ -1,4 +1,4 @@
-"""The point of a load after which variables change."""
+"""The commit point of a load, after which variables change."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from fastassign.errors import Cancelled
 
 
 class CommitPoint:
-    """What a load passes between its last read and its first assignment, where it reads everything first.
+    """The point of no return: until it is passed, a load can be cancelled.
+
+    A load that reads everything first passes it between its last read and its first assignment.
 
     Parameters
     ----------
     lock : context manager, optional
-        Held while variables change.
+        The lock to hold while variables change.
     """
 
     def __init__(self, lock: AbstractContextManager[Any] | None = None) -> None:
@@ -30,18 +32,18 @@ class CommitPoint:
         return self._is_closed
 
     def close(self) -> bool:
-        """Stop the load, unless it is through already; return whether it stops."""
+        """Stop the load, unless it has passed the point already; return whether it stops."""
         with self._state_lock:
             self._is_closed = not self._is_passed
             return self._is_closed
 
     def check(self) -> None:
-        """Raise ``Cancelled`` if the gate was closed."""
+        """Raise ``Cancelled`` if the load was stopped."""
         if self._is_closed:
             raise Cancelled("the load was cancelled; no variable was changed")
 
     def __enter__(self) -> None:
-        """Pass, or raise ``Cancelled``."""
+        """Take the lock and pass the point, or raise ``Cancelled``."""
         self._lock.__enter__()
         with self._state_lock:
             if not self._is_closed:
@@ -53,5 +55,5 @@ class CommitPoint:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let go of the lock."""
+        """Release the lock."""
         self._lock.__exit__(kind, error, trace)

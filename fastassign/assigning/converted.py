@@ -1,4 +1,4 @@
-"""Values that are made of arrays of the file: one variable's sources at a time are read, then its value is assigned."""
+"""Conversions: the arrays of one variable at a time are read, its value is computed from them and assigned."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fastassign.targets.variables import numpy_dtype_of
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Converted:
-    """A value that waits to be assigned: memory that belongs to the variable from then on."""
+    """A value that waits to be assigned; from then on its memory belongs to the variable."""
 
     conversion: Conversion
     value: Any
@@ -30,16 +30,16 @@ class Converted:
         Parameters
         ----------
         journal : Journal
-            Where it is entered.
+            The journal of the execution, which gets an entry.
         session : tf.compat.v1.Session or None
-            Runs the assignment, where the variable belongs to a graph.
+            The session that runs the assignment, if the variable belongs to a graph.
         """
         conversion, target = self.conversion, self.conversion.target
         journal.remember(target)
-        # Named before it changes: an interrupt in between names one variable too many, never one too few.
+        # The variable is named before it changes: an interrupt in between names one too many, never one too few.
         journal.assigned.append(target.name)
         if session is not None:
-            # Named still if the run fails: whether it reached the variable is not known.
+            # If the run fails, the name stays: nothing tells whether the run reached the variable.
             graph.feed(session, [target], [self.value])
         else:
             try:
@@ -64,16 +64,16 @@ class Converted:
 
 
 def convert(conversion: Conversion, read: ReadArray, pool: ArenaPool) -> Converted:
-    """Read the arrays that a value is made of, and make it.
+    """Read the arrays that a value is computed from, and compute it.
 
     Parameters
     ----------
     conversion : Conversion
-        The arithmetic, and the variable.
+        The recipe, and the variable.
     read : callable
         Reads one array.
     pool : ArenaPool
-        Memory for the values of variables of TensorFlow 1 graphs.
+        The memory for values of variables in TensorFlow 1 graphs.
     """
     recipe, target = conversion.recipe, conversion.target
     dtype = numpy_dtype_of(target.dtype)

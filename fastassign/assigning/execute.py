@@ -1,4 +1,4 @@
-"""Carrying a load out: readers fill buffers ahead, this thread turns them into values of variables."""
+"""The execution of a load: threads fill buffers ahead, and the calling thread turns them into values of variables."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def execute(
     Parameters
     ----------
     work : Work
-        What was decided.
+        The load.
     progress : callable, optional
         Gets a ``ProgressEvent`` after every variable, in this thread.
     commit_point : CommitPoint, optional
-        May stop the load before the first variable changes, and holds a lock while they do.
+        The point up to which the load can be stopped; it holds a lock while variables change.
     fusions : Fusions, optional
-        What is kept from one execution of the same schedule to the next.
+        The fusions that are kept from one execution of the same schedule to the next.
 
     Returns
     -------
@@ -68,8 +68,8 @@ def execute(
     Raises
     ------
     Truncated, ReadFailed, Changed
-        The file could not be read to its end. The attribute ``assigned`` and a note name the variables that
-        have new values already; where the load is atomic there are none.
+        The file could not be read to its end. The attribute ``assigned`` and a note name the variables that have new
+        values already; if the load is atomic there are none.
     Cancelled
         The load was cancelled before the first variable changed.
     """
@@ -109,7 +109,7 @@ class _Execution:
         self._hook_arrays: dict[str, np.ndarray[Any, Any]] = {}
 
     def run(self) -> None:
-        """Do everything that was decided, or name the state in which it ended."""
+        """Run the load; an error says which variables have new values."""
         try:
             if self._schedule.read_first:
                 with self._lanes() as lanes:
@@ -122,7 +122,7 @@ class _Execution:
                     self._assign(finished)
                     self._finish()
             else:
-                # Opened first: what a device lacks is to be known before anything changes.
+                # Lanes are opened first, so that a device that fails does so before anything changes.
                 with self._lanes() as lanes:
                     self._run_hooks()
                     self._assign_converted(self._converted())
@@ -134,7 +134,7 @@ class _Execution:
             if isinstance(error, FastAssignError):
                 self._work.origin.name_in(error)
             name_state(error, tuple(self._journal.assigned), self._journal.total)
-            # Whoever keeps the error would keep the memory.
+            # A caller that keeps the error would keep the memory.
             for batch in self._batches:
                 batch.release()
             raise
@@ -144,7 +144,7 @@ class _Execution:
             for finalize in self._work.matching.finalizers:
                 finalize()
         else:
-            # What a layer derives from its weights in a graph is an op that reads them: it needs no renewal.
+            # In a graph a layer derives tensors from its weights by ops that read them: nothing has to be renewed.
             mark_initialized(self._session, self._work.matching.targets)
 
     # Batches.
@@ -156,7 +156,7 @@ class _Execution:
             yield lanes
 
     def _read(self, lanes: OpenLanes) -> list[OpenBatch]:
-        """Read all batches, and assign them as they come where the plan does not forbid it; return the rest."""
+        """Read all batches, and assign each when it is read, unless everything is read first; return the others."""
         schedule, journal = self._schedule, self._journal
         sizes = {"": schedule.window_bytes, **{lane.device: lane.window_bytes for lane in schedule.lanes}}
         windows = Windows(schedule.batches, None if schedule.read_first else sizes)
@@ -195,7 +195,7 @@ class _Execution:
 
     @contextmanager
     def _past_the_cache(self) -> Iterator[None]:
-        """Open the file past the page cache too, where that was asked for."""
+        """Open the file past the page cache too, if that was asked for."""
         if not (self._work.options.device.direct_io and any(b.route == "direct" for b in self._schedule.batches)):
             yield
             return
@@ -232,10 +232,10 @@ class _Execution:
         finished.clear()
         self._journal.seconds["assign"] += time.perf_counter() - begin
 
-    # What only the library can do.
+    # Hooks.
 
     def _read_hooks(self) -> None:
-        """Read what the library's own code will ask for, so that it does not read while variables change."""
+        """Read the arrays that hooks will ask for, so that nothing is read while variables change."""
         for record in (record for hook in self._work.matching.hooks for record in hook.records.values()):
             self._commit_point.check()
             self._hook_arrays[record.key] = self._read_array(record)
@@ -252,16 +252,16 @@ class _Execution:
         journal.failures += failures
         _tell_user(matching, journal.failures)
 
-    # What is made of arrays of the file.
+    # Conversions.
 
     def _converted(self) -> Iterator[Converted]:
-        """Make one value after the other, each when it is asked for."""
+        """Compute one value after the other, each when it is asked for."""
         for conversion in self._work.matching.conversions.values():
             self._commit_point.check()
             made = convert(conversion, self._read_array, self._work.runtime.arenas)
             self._opened.check_unchanged()
             yield made
-            del made  # before the next is made
+            del made  # free its memory before the next is computed
 
     def _assign_converted(self, converted: Iterable[Converted]) -> None:
         for made in converted:
@@ -284,7 +284,7 @@ class _Execution:
 
 
 def _tell_user(matching: Matching, failures: list[Failure]) -> None:
-    """Give stock's warnings, now that it is known which objects failed by their own methods."""
+    """Give Keras' own warnings, now that it is known which objects failed in their own methods."""
     for notice in (*matching.notices, *failure_notices(matching.library, failures)):
         if notice.channel == "warnings":
             warnings.warn(notice.text, UserWarning, stacklevel=_callers_level())

@@ -1,8 +1,8 @@
-"""What only the library's own code can do: layers that load themselves.
+"""Hooks: layers that load themselves, by their own code.
 
-The library's code gets real arrays, read through the same checks as everything else. It runs before any other
-variable is assigned, because it is the only part of an execution that can fail for another reason than the disk;
-if one object fails, the variables of those before it get their old values back.
+Their code gets real arrays, read through the same checks as everything else. Hooks run before any other variable is
+assigned, because they alone can fail for another reason than the disk or a device. If one fails, the variables of the
+hooks before it get their old values back.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ReadArray = Callable[[TensorRecord], "np.ndarray[Any, Any]"]
 
 
 class HookStore(Mapping[str, Any]):
-    """The group of one object as its ``load_own_variables`` expects it: arrays by name, read when asked for.
+    """The group of one object as its ``load_own_variables`` expects it: arrays by name, read when they are looked up.
 
     Parameters
     ----------
@@ -54,12 +54,12 @@ class Rollback:
         self._before: list[tuple[Any, Any]] = []
 
     def remember(self, variable: Any) -> None:
-        """Keep the value of a variable; reading it does not copy it."""
+        """Keep the value of a variable; it is not copied."""
         value = getattr(variable, "_value", variable)
         self._before.append((variable, value.read_value() if hasattr(value, "read_value") else value))
 
     def restore(self) -> None:
-        """Give all variables back what they had."""
+        """Give all variables their old values back."""
         for variable, value in reversed(self._before):
             variable.assign(value)
         self._before.clear()
@@ -71,13 +71,13 @@ def run_hooks(matching: Matching, read: ReadArray, *, skip_mismatch: bool) -> tu
     Returns
     -------
     (Rollback, list of str, list of Failure)
-        How to undo it, the names of the variables that may have changed, and the objects whose method raised,
-        where ``skip_mismatch`` lets them.
+        The old values, the names of the variables that may have changed, and the objects whose method raised, if
+        ``skip_mismatch`` allows that.
 
     Raises
     ------
     Mismatch
-        An object's method raised; the text is stock's for a failed object.
+        An object's method raised; the text is Keras' own for a failed object.
     """
     rollback = Rollback()
     names: list[str] = []
@@ -102,10 +102,10 @@ def run_hooks(matching: Matching, read: ReadArray, *, skip_mismatch: bool) -> tu
 
 
 def _variables(obj: Any) -> list[Any]:
-    # tf_keras lists the tables of its lookup layers among the variables; they have neither value nor assign.
+    # tf_keras lists the tables of its lookup layers among the variables; they have neither a value nor an assign.
     return [variable for variable in getattr(obj, "variables", ()) if hasattr(variable, "assign")]
 
 
 def _failure(matching: Matching, hook: Hook, error: Exception) -> Mismatch:
     text = failure_text([Failure(hook.obj, str(error))]) if matching.library == "keras" else str(error)
-    return Mismatch(text, tensor=f"{hook.path}/vars", hint="its own load_own_variables raised this")
+    return Mismatch(text, tensor=f"{hook.path}/vars", hint="the layer's own load_own_variables raised this")

@@ -1,4 +1,4 @@
-"""What an execution has done so far: what it can take back, and what it tells."""
+"""The journal of an execution: its progress, its report, and the old values to restore if it fails."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from fastassign.targets.target import Target
 
 
 class Journal:
-    """The books of one execution, kept by the thread that assigns.
+    """The journal of one execution, kept by the thread that assigns.
 
     Parameters
     ----------
     work : Work
-        The load that is carried out.
+        The load.
     progress : callable or None
         Gets a ``ProgressEvent`` for every entry.
     begin : float
-        When it began, by ``time.perf_counter``.
+        The time at which the execution began, by ``time.perf_counter``.
 
     Attributes
     ----------
     assigned : list of str
         The variables that have new values, or may have.
     read_bytes, done_bytes : int
-        Of the file: read, and assigned.
+        Bytes of the file that were read, and that were assigned.
     seconds : dict of str to float
-        Stages of the execution.
+        The duration of each stage of the execution.
     rollback : Rollback
         The old values.
     failures : list of Failure
-        Objects that failed by their own methods and were skipped.
+        Objects whose own methods failed and that were skipped.
     cast, converted : list of str
-        Variables whose values were cast, or made of other arrays, and how.
+        Variables whose values were cast or converted, each with a description.
     fallbacks : list of str
-        What could not be had on the way to a device, and what that costs.
+        The missing parts of the ways to devices, with their costs.
     """
 
     def __init__(self, work: Work, progress: Callback | None, begin: float) -> None:
@@ -53,7 +53,7 @@ class Journal:
         self.rollback = Rollback()
         self.failures: list[Failure] = list(work.matching.failures)
         self._progress, self._begin = progress, begin
-        # What a session was fed with stays: fetching the old values first would take as long as the load.
+        # Values fed to a session can't be taken back: fetching the old ones first would take as long as the load.
         self._is_reversible = work.atomic and work.session is None
         self.cast: list[str] = []
         self.converted: list[str] = []
@@ -64,33 +64,33 @@ class Journal:
 
     def remember(self, target: Target) -> None:
         """Keep the value of a variable that is about to change."""
-        # Until all is done: a callback may raise, and Ctrl-C may come, after the first assignment.
+        # It is kept until the end: a callback may raise, or Ctrl-C come, after the first assignment.
         if self._is_reversible:
             self.rollback.remember(target.variable)
 
     def take_back(self) -> None:
-        """Give the variables their old values, where they were kept."""
+        """Give the variables their old values back, if they were kept."""
         if self._is_reversible:
             self.rollback.restore()
             self.assigned.clear()
 
     def note_cast(self, assignment: Assignment) -> None:
-        """Enter that a value was cast, if it was."""
+        """Enter the cast of a value, if it was cast."""
         if assignment.fit == "cast" or assignment.record.detail.startswith("cast"):
             self.cast.append(f"{assignment.target.name}: {assignment.record.dtype} to {assignment.target.dtype}")
 
     def entering(self, placement: Placement) -> Entry:
-        """Return a context in which the variable of a placement is assigned, and which enters that."""
+        """Return a context in which to assign the variable of a placement; it makes the entry."""
         return Entry(self, placement)
 
     def enter(self, route: str, names: Sequence[str], nbytes: int = 0) -> None:
-        """Enter that variables, already among ``assigned``, were assigned, and tell so."""
+        """Enter the assignment of variables that are among ``assigned`` already, and report the progress."""
         self._routes[route] = self._routes.get(route, 0) + len(names)
         self.done_bytes += nbytes
         self.tell(names[-1])
 
     def tell(self, name: str = "") -> None:
-        """Tell how far the execution is; ``name`` is what was assigned last."""
+        """Report the progress; ``name`` is the variable that was assigned last."""
         if self._progress is not None:
             self._progress(
                 ProgressEvent(
@@ -106,11 +106,11 @@ class Journal:
 
     @property
     def total(self) -> int:
-        """Variables of the plan that are assigned one by one, not by hooks."""
+        """The number of variables that the plan assigns itself, without those of hooks."""
         return self._total
 
     def report(self) -> Report:
-        """Sum up."""
+        """Return the report of the execution."""
         work, matching = self.work, self.work.matching
         seconds = {**work.seconds, **self.seconds, "execute": time.perf_counter() - self._begin}
         seconds["total"] = sum(work.seconds.values()) + seconds["execute"]
@@ -148,7 +148,7 @@ class Entry:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Enter it, or take the name back if it was not assigned."""
+        """Enter the assignment, or take the name back if it failed."""
         journal, placement = self._journal, self._placement
         if error is None:
             journal.note_cast(placement.assignment)

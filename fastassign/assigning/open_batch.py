@@ -1,4 +1,4 @@
-"""A batch whose memory exists: it is read into, then assigned."""
+"""Open batches: batches whose memory exists, to be read into and then assigned."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class OpenBatch(ABC):
     Parameters
     ----------
     batch : Batch
-        What is allocated.
+        The batch to allocate.
 
     Attributes
     ----------
     batch : Batch
-        The same.
+        The batch.
     unread : int
-        Jobs that have not ended; counted by whoever runs them.
+        Number of jobs that have not ended; kept by the thread that submits them.
     """
 
     __slots__ = ("batch", "unread")
@@ -42,41 +42,41 @@ class OpenBatch(ABC):
 
     @abstractmethod
     def jobs(self, source: Source, gap: memoryview, decode: Decode) -> Iterator[Callable[[], None]]:
-        """Yield what fills the memory, to be run in any thread and order.
+        """Yield the jobs that fill the memory, to be run in any thread and any order.
 
         Parameters
         ----------
         source : Source
-            What to read from.
+            The source to read from.
         gap : memoryview
-            Takes the bytes that nobody wants.
+            The buffer for bytes to drop.
         decode : callable
             Reads a tensor that only h5py can read.
         """
 
-    def locate(self) -> None:  # noqa: B027 - only memory on a device has to be asked for
-        """Find out where the memory is; after all batches that are opened together were made, before ``jobs``."""
+    def locate(self) -> None:  # noqa: B027 - only memory on a device has to be located
+        """Look up the addresses of the memory; called before ``jobs``, when all batches of a window are allocated."""
 
-    def settle(self) -> None:  # noqa: B027 - only a device works on when the jobs have ended
-        """Wait until the values are where they will be assigned from.
+    def settle(self) -> None:  # noqa: B027 - only a device goes on working after the jobs
+        """Wait until the values have arrived.
 
         Raises
         ------
         DeviceFailed
-            They do not get there.
+            A value did not arrive.
         """
 
     @abstractmethod
     def assign(self, journal: Journal) -> None:
-        """Make the values the values of the variables, and let go of the memory: it belongs to them now."""
+        """Assign the values to the variables, and let go of the memory, which belongs to the variables now."""
 
     @abstractmethod
     def release(self) -> None:
-        """Let go of the memory; nothing is read into it or copied there any more."""
+        """Let go of the memory; nothing is being read or copied into it any more."""
 
 
 def scattered(read: Read, views: list[memoryview], gap: memoryview) -> list[memoryview]:
-    """Return the buffers that a read fills: of each piece that of its owner, or what takes the bytes nobody wants."""
+    """Return the buffers that a read fills: for each piece a part of its owner's, or of ``gap`` for bytes to drop."""
     return [
         gap[: piece.nbytes] if piece.owner == GAP else views[piece.owner][piece.start : piece.start + piece.nbytes]
         for piece in read.pieces

@@ -1,4 +1,4 @@
-"""What a load has decided, as the rooms that carry it out need it."""
+"""A planned load, as far as its execution needs to know it."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from fastassign.runtime import Runtime
 
 
 class Work(Protocol):
-    """A load to carry out; ``fastassign.Plan`` is one.
+    """A load to execute; ``fastassign.Plan`` is one.
 
     Attributes
     ----------
     origin : Origin
-        Where the values come from.
+        The origin of the values.
     matching : Matching
-        Which record goes into which variable.
+        The records and the variables that they go into.
     options : LoadOptions
-        The knobs.
+        The options of the load.
     schedule : Schedule
-        The order, the memory and the ways.
+        The batches, the lanes to devices, and the memory that they take.
     session : tf.compat.v1.Session or None
-        Runs the assignments, where the variables belong to a TensorFlow 1 graph.
+        The session that runs the assignments, if the variables belong to a TensorFlow 1 graph.
     runtime : Runtime
-        The parts of the process to work with.
+        The parts of the process that the execution works with.
     atomic : bool
         Whether a load that fails leaves all variables as they were.
     skip_mismatch : bool
         Whether an object whose own method fails is skipped.
     nbytes : int
-        Bytes that are read from the origin, decoded.
+        Bytes that the load reads from the origin, decoded.
     seconds : mapping of str to float
-        How long the stages before the execution took.
+        The duration of each stage before the execution.
     """
 
     @property

@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 
 _Task = Callable[[], None]
 
-# Gets where the load tells how far it is, and returns what it did.
+# Gets a callback for its progress, and returns the report.
 Load = Callable[[Callback], Report]
 
 
 class LoadFuture(Future[Report]):
-    """A load that runs in the background; made by ``Loader.load_async``.
+    """A load in the background; returned by ``Loader.load_async``.
 
-    A ``concurrent.futures.Future`` with a ``Report`` as its result, so that ``concurrent.futures.wait`` and
-    ``asyncio.wrap_future`` take it.
+    It is a ``concurrent.futures.Future`` whose result is a ``Report``, so ``concurrent.futures.wait`` and
+    ``asyncio.wrap_future`` accept it.
 
     Attributes
     ----------
     path : str
-        The file.
+        The path of the file.
     progress : ProgressEvent or None
-        How far the load is; ``None`` until the first bytes are there.
+        The latest progress of the load; ``None`` until the first bytes have arrived.
     commit_point : CommitPoint
-        Where variables begin to change: until then the load can be cancelled.
+        The point at which variables begin to change: until then the load can be cancelled.
     """
 
     def __init__(self, path: str | os.PathLike[str], commit_point: CommitPoint) -> None:
@@ -53,8 +53,8 @@ class LoadFuture(Future[Report]):
         Returns
         -------
         bool
-            Whether it will stop: ``result()`` then raises ``Cancelled``. ``False`` if variables have begun to change,
-            which takes milliseconds, or if it is over.
+            ``True`` if the load will stop: ``result()`` then raises ``Cancelled``. ``False`` if variables have begun
+            to change, which takes milliseconds, or if the load is over.
         """
         return not self.done() and self.commit_point.close()
 
@@ -63,12 +63,12 @@ class LoadFuture(Future[Report]):
         return self.done() and isinstance(self.exception(), Cancelled)
 
     def fulfil(self, load: Load) -> None:
-        """Run the load, and take its report, or its error, as the result."""
+        """Run the load, and make its report or its error the result."""
         self.set_running_or_notify_cancel()
         try:
             report = load(partial(setattr, self, "progress"))
         except BaseException as error:  # noqa: BLE001 - for the thread that asks for the result
-            # Frames that the error keeps would keep the buffers.
+            # The error keeps its frames, and they would keep the buffers.
             traceback.clear_frames(error.__traceback__)
             if self.commit_point.is_closed and not isinstance(error, Cancelled):
                 cancelled = Cancelled("the load was cancelled; no variable was changed", file=self.path)
@@ -81,12 +81,12 @@ class LoadFuture(Future[Report]):
 
 
 class Background:
-    """A thread that does loads one after the other, started with the first. May be used from any thread.
+    """A thread that runs loads one after the other; the first load starts it. May be used from any thread.
 
     Parameters
     ----------
     owner : object
-        The thread ends when this object is gone, also if nobody closes it.
+        The object that the thread serves: it ends when this object is gone, even if ``close`` was never called.
     """
 
     def __init__(self, owner: object) -> None:
@@ -103,12 +103,12 @@ class Background:
         return self._is_closed
 
     def submit(self, future: LoadFuture, load: Load) -> None:
-        """Do a load when those before it are done.
+        """Run a load after those before it.
 
         Raises
         ------
         RuntimeError
-            It is closed.
+            No more loads are taken.
         """
         with self._state:
             if self._is_closed:
@@ -125,7 +125,7 @@ class Background:
             self._queue.put(partial(self._run, future, load))
 
     def close(self) -> None:
-        """Cancel the loads that have not changed variables yet, and wait for the rest."""
+        """Cancel the loads that have not begun to change variables, and wait for the rest."""
         with self._state:
             self._is_closed = True
             for future in self._pending:
@@ -143,7 +143,7 @@ class Background:
 
 
 def _work(queue: SimpleQueue[_Task | None]) -> None:
-    """Do tasks until there is a ``None``; between tasks this thread keeps no loader alive."""
+    """Run tasks until a ``None`` comes; between tasks this thread keeps no loader alive."""
     while (task := queue.get()) is not None:
         task()
         del task

@@ -1,8 +1,8 @@
-"""A file without its tensors: all that its index was made from.
+"""The fingerprint of a file: all its bytes outside the tensors, from which its index was made.
 
 Two checkpoints of one model have the same structure, written by the same code: outside the tensors their bytes are
-equal. An index is a function of those bytes, so comparing them tells whether it holds for the other file as well.
-For ResNet152 that takes 1.2 ms instead of the 28 that a new index takes.
+equal. An index is a function of those bytes, so comparing them tells whether the index of one file holds for the other.
+For ResNet152 that takes 1.2 ms, where a new index takes 28.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from fastassign.errors import FastAssignError
 from fastassign.planning.coalesce import GAP, Span, coalesce
 from fastassign.streaming.source import Source, fill
 
-# A file with more than this outside its tensors is mostly chunks, which only h5py finds: it gets a new index.
+# A file with more bytes than this outside its tensors is mostly chunks, which only h5py finds: it gets a new index.
 _MOST_BYTES = 32 << 20
 
-# Tensors up to this size are read with what stands around them, and dropped: a read costs as much as 16 kB more of it.
+# A tensor of up to this size is read with the bytes around it, and dropped: a second read would cost as much as 16 kB
+# more in the first.
 _GAP_BYTES = 16 << 10
 _READ_BYTES = 4 << 20
 
 
 class Fingerprint:
-    """The bytes of an HDF5 file that belong to no tensor.
+    """The bytes of an HDF5 file that do not belong to a tensor.
 
     Parameters
     ----------
     catalog : Catalog
-        A file that was indexed.
+        The catalog of the file.
     """
 
     def __init__(self, catalog: Catalog) -> None:
@@ -51,7 +52,7 @@ class Fingerprint:
 
     @property
     def is_known(self) -> bool:
-        """Whether there is anything to compare with: not where the weights are compressed."""
+        """Whether there are bytes to compare with; there are none if the weights are compressed."""
         return self._bytes is not None
 
     def reopen(self, path: str | os.PathLike[str]) -> Catalog | None:
@@ -69,7 +70,7 @@ class Fingerprint:
                 same = span_of(file) == (self._index.base, self._index.size) and self._read(file) == self._bytes
                 file.check_unchanged()
             except FastAssignError:
-                # Whatever is wrong with it, the new index will say so better.
+                # The new index will explain the fault better.
                 return None
             return Catalog(file.path, file.identity, self._index, cached=True) if same else None
 
@@ -86,7 +87,7 @@ class Fingerprint:
 
 
 def _gaps(index: Index) -> list[Extent]:
-    """Return everything between the tensors."""
+    """Return the extents between the tensors, and those before and after them."""
     extents = sorted(extent for record in index.contents.records.values() for extent in record.extents)
     gaps = []
     position = index.base
@@ -100,7 +101,7 @@ def _gaps(index: Index) -> list[Extent]:
 
 
 def _spans(gaps: list[Extent]) -> list[Span]:
-    """Let each fill its part of one buffer."""
+    """Return a span for each gap; together they fill one buffer, in order."""
     spans, start = [], 0
     for gap in gaps:
         spans.append(Span(0, gap, start))

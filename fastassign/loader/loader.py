@@ -1,4 +1,4 @@
-"""Repeated loads into one model: what the first one found out serves the next ones."""
+"""Repeated loads into one model: the index, matching and plan of the first serve the next."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Kept:
-    """What is known of the last load.
+    """A plan that is kept for the next load, and the conditions under which it holds.
 
     Attributes
     ----------
     plan : Plan
-        Its plan.
+        The plan.
     fingerprint : Fingerprint
-        The bytes of the file that its plan was made from.
+        The fingerprint of the file that it was made for.
     identity : list
         The layers and variables of the model that it was made for.
     session : tf.compat.v1.Session or None
-        The session that was given.
+        The session that it was made for.
     fusions : Fusions
         The functions that its executions made.
     """
@@ -59,17 +59,17 @@ class _Kept:
 
 
 class Loader:
-    """Loads files into one model again and again, as a server does that swaps weights while it runs.
+    """Loads files into one model repeatedly, for example in a server that swaps weights while it runs.
 
-    Index, matching and plan are kept: a file of the same structure costs its bytes and the assignments. Whether it
-    has the same structure is told by comparing all of the file that is not tensors with what the plan was made from;
-    a file that differs there is planned anew, and the report says so (``Report.plan``). So is a model that has other
-    variables or layers than before, or others that are trainable.
+    Index, matching and plan are kept: to load a file of the same structure takes only its reads and assignments. Files
+    have the same structure if all their bytes outside the tensors are equal. For a file that differs there a new plan
+    is made, and the report says so (``Report.plan``). A new plan is also made if the model's layers or variables have
+    changed, or their trainable flags.
 
     Threads: every method may be called from any thread; loads of one loader run one after the other. The model may be
-    used all the while: each variable changes at once, from the old value to the new one, and is never torn. A call of
-    the model during the change may see old variables beside new ones; with ``LoadOptions(swap="together")`` it does
-    not, if it holds ``loader.lock``.
+    used all the while: each variable changes at once from its old value to the new one, and is never torn. A call of
+    the model during the change may see old variables beside new ones. With ``LoadOptions(swap="together")`` a call that
+    holds ``loader.lock`` does not.
 
     Parameters
     ----------
@@ -78,15 +78,15 @@ class Loader:
     by_name, skip_mismatch, objects_to_skip, session
         As for ``fastassign.load_weights``.
     lock : context manager, optional
-        What ``LoadOptions(swap="together")`` holds while variables change; a ``threading.RLock`` of its own if not
-        given.
+        The lock that a load with ``LoadOptions(swap="together")`` holds while variables change; by default a new
+        ``threading.RLock``.
     options : LoadOptions, optional
-        Every other knob.
+        All other options.
 
     Attributes
     ----------
     lock : context manager
-        See above.
+        The lock.
 
     Examples
     --------
@@ -111,7 +111,7 @@ class Loader:
         self.lock = threading.RLock() if lock is None else lock
         self._reads_first = self._options.swap == "together"
         self._held: AbstractContextManager[Any] = self.lock if self._reads_first else nullcontext()
-        discover(model)  # raises for what is not a model now, not at the first load
+        discover(model)  # raises now, not at the first load, if this is not a model
         self._spec = LoadSpec(
             model=model,
             request=request_of(by_name=by_name, skip_mismatch=skip_mismatch, objects_to_skip=objects_to_skip),
@@ -120,7 +120,7 @@ class Loader:
             repeated=True,
         )
         self._kept: _Kept | None = None
-        # Reentrant, to find out whether a method is called from inside a load, instead of waiting for it for ever.
+        # Reentrant: a method that is called from inside a load finds that out, instead of waiting for it for ever.
         self._loading = threading.RLock()
         self._is_loading = False
         self._background = Background(self)
@@ -141,33 +141,34 @@ class Loader:
     def load(self, path: str | os.PathLike[str], *, progress: bool | Callback | None = None) -> Report:
         """Load a file.
 
-        Memory is bounded as by ``fastassign.load_weights``: variables change while the rest is read (with
-        ``swap="together"`` all at the end).
+        As in ``fastassign.load_weights``, memory is bounded, and variables change while the rest is read; with
+        ``swap="together"`` all change at the end.
 
         Returns
         -------
         Report
-            Its ``plan`` says whether the plan of the load before was used again.
+            The report; its ``plan`` says whether the plan of the previous load was used again.
 
         Raises
         ------
         Mismatch, Unreadable, Malformed, Truncated, ReadFailed, Changed, Refused, Budget, NoSession
-            As ``fastassign.load_weights``.
+            As for ``fastassign.load_weights``.
         RuntimeError
-            The loader is closed, or this is a callback of one of its loads.
+            The loader is closed, or the call came from a callback of one of its loads.
         """
         return self._load(path, self._commit_point(), progress, self._session(), read_first=self._reads_first)
 
     def load_async(self, path: str | os.PathLike[str]) -> LoadFuture:
         """Load a file in the background.
 
-        Everything is read before the first variable changes, which takes host memory of the size of all weights.
-        Whatever ``load`` would raise comes with the result. The session, where one is needed, is that of the caller.
+        Everything is read before the first variable changes, which takes host memory of the size of all weights. An
+        error that ``load`` would raise is raised by ``result()``. A session, if one is needed, is found in the calling
+        thread.
 
         Returns
         -------
         LoadFuture
-            With ``result()``, ``progress`` and ``cancel()``.
+            A future with ``result()``, ``progress`` and ``cancel()``.
 
         Raises
         ------
@@ -188,12 +189,12 @@ class Loader:
         return future
 
     def close(self) -> None:
-        """Cancel what has not changed variables yet, wait for the rest, and give back what was kept.
+        """Cancel the loads that have not begun to change variables, wait for the rest, and drop the plan.
 
         Raises
         ------
         RuntimeError
-            This is a callback of one of the loader's loads.
+            The call came from a callback of one of the loader's loads.
         """
         if self._is_inside():
             raise RuntimeError("a loader can't be closed from a callback of its own load")
@@ -209,7 +210,7 @@ class Loader:
         return CommitPoint(self._held)
 
     def _is_inside(self) -> bool:
-        """Whether a load of this loader is under way in this very thread."""
+        """Whether this very thread is running a load of this loader."""
         if not self._loading.acquire(blocking=False):
             return False
         try:
@@ -248,7 +249,7 @@ class Loader:
                 self._is_loading = False
 
     def _plan(self, path: str | os.PathLike[str], session: Any) -> tuple[_Kept, str]:
-        """Return the plan for a file, made or kept, with what belongs to it; and what the report says of it."""
+        """Return the plan for a file, made or kept, and the report's remark on it."""
         begin = time.perf_counter()
         kept, remark = self._kept, "made"
         if kept is not None:
@@ -270,26 +271,26 @@ class Loader:
         return self._kept, remark
 
     def _same(self, kept: _Kept, path: str | os.PathLike[str], session: Any) -> tuple[Catalog | None, str]:
-        """Return the catalog of a file for which the plan holds, or none, and what the report says."""
+        """Return the catalog of a file if the kept plan holds for it, else ``None``, and the report's remark."""
         reason = ""
         targets = discover(self._spec.model)
         if not _identical(targets.identity(), kept.identity):
-            reason = "the model has other layers or variables than before, others are trainable, or they are in a scope"
+            reason = "the model's layers, variables, trainable flags or scopes have changed"
         elif session is not kept.session:
-            reason = "the session is another than before"
+            reason = "the session is not the same as before"
         elif "external-link" in self._options.allow:
-            reason = "links out of the file are allowed, and what they lead to may be different"
+            reason = "links out of the file are allowed, and their targets may have changed"
         elif choose_layout(targets, Path(path), self._spec.request) != kept.plan.matching.layout:
-            reason = "the file is of another format than the one before"
+            reason = "the file's format differs from that of the file before"
         elif not kept.fingerprint.is_known:
             reason = "the weights of the file before were compressed"
         catalog = None if reason else kept.fingerprint.reopen(path)
         if catalog is not None:
             return catalog, "kept"
-        return None, f"made again: {reason or 'the file is of another structure than the one before'}"
+        return None, f"made again: {reason or 'the structure of the file differs from that of the file before'}"
 
     def _session(self) -> Any:
-        """Return the TensorFlow 1 session that this thread would run: another thread would not find it."""
+        """Return the TensorFlow 1 session that this thread would run; another thread might not find it."""
         from fastassign.targets.session import find_session
         from fastassign.targets.variables import any_target, may_use_handles
 
@@ -300,7 +301,7 @@ class Loader:
             parts = discover(self._spec.model).identity()
             variables = [part for part in parts if hasattr(part, "assign") and hasattr(part, "shape")]
             targets = [any_target(variable, (), handles=handles) for variable in variables]
-        if not targets or targets[0].graph is None:  # eager, as nearly all are
+        if not targets or targets[0].graph is None:  # eager, as nearly all variables are
             return self._spec.session
         return find_session(self._spec.session, targets)
 

@@ -1,1 +1,1 @@
-"""Pure arithmetic: routes, batches, reads, memory."""
+"""The schedule of a load, by pure arithmetic: routes, batches, reads, memory."""

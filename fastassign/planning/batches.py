@@ -16,11 +16,11 @@ from fastassign.planning.routes import ALIGNMENT, Placement, Route, aligned_size
 # the first variables of a batch are assigned while the next batch is read.
 BATCH_BYTES = 8 << 20
 
-# What a session is fed with at once. Each set costs the first load an executor, a few milliseconds and more in a large
-# graph; later runs cost 50 microseconds, and begin while the next set is read.
+# Small values are fed to a session together up to this size. Each set of variables costs the first load an executor: a
+# few milliseconds, more in a large graph. Later runs cost 50 microseconds, and begin while the next set is read.
 FEED_BYTES = 32 << 20
 
-# A row of the table that a kernel works by: three integers of 8 bytes.
+# A row of the table that a kernel works from: three integers of 8 bytes.
 TABLE_ROW_BYTES = 24
 
 
@@ -31,26 +31,26 @@ class Batch:
     Attributes
     ----------
     placements : tuple of Placement
-        The variables. In a batch of the route ``"fused"`` all are, of one device and one dtype; in one of the route
-        ``"direct"`` all are, of one device.
+        The variables and their routes. If one is ``"fused"``, all are, and share a device and a dtype; if one is
+        ``"direct"``, all are, and share a device.
     reads : tuple of Read
-        How their bytes come from the file; pieces refer to ``placements`` by position.
+        The reads that fetch their bytes; pieces refer to ``placements`` by position.
     arena_starts : tuple of int
-        For placements of the routes ``"arena"``, ``"fused"``, ``"feed"`` and ``"eager"``: the first byte in the batch's
-        arena, a multiple of 64.
+        For each placement of the routes ``"arena"``, ``"fused"``, ``"feed"`` and ``"eager"``: its first byte in the
+        batch's arena, a multiple of 64.
     arena_bytes : int
-        Bytes of the arena.
+        Size of the arena in bytes.
     nbytes : int
-        Bytes of all values.
+        Size of all values in bytes.
     staged_bytes : int
-        Bytes of all buffers on the host, slots aside.
+        Size of all buffers on the host in bytes, without slots.
     cut : Cut or None
-        Of a batch that is ``"fused"`` on a device: how the variables get their values from there.
+        For a batch that is ``"fused"`` on a device: the way from the slab to the variables.
     head_bytes : int
         Bytes at the beginning of the arena that hold the table of a kernel.
     device_bytes : int
-        The most bytes of the tensors that are made on the device: what the values arrive in, what they are cast to,
-        and what cutting them up copies.
+        The most bytes that tensors made on the device take: those that the values arrive in, those that they are cast
+        to, and the copies made in cutting them up.
     """
 
     placements: tuple[Placement, ...]
@@ -70,35 +70,35 @@ class Batch:
 
     @property
     def lane(self) -> str:
-        """The device that the values are copied to by ourselves; empty for the other routes."""
+        """The device of the lane that the values take; empty for routes without one."""
         return self.placements[0].lane
 
     @property
     def casts(self) -> bool:
-        """Whether the values are cast on that device."""
+        """Whether the values are cast on the device."""
         return self.placements[0].casts
 
     @property
     def window_bytes(self) -> int:
-        """What it takes of the window that it has to fit into: that of its lane, or of the host."""
+        """The bytes that it takes of its window: the window of its lane, or the host's."""
         return self.device_bytes if self.lane else self.staged_bytes
 
     @property
     def jobs(self) -> int:
-        """How many slots of a lane it fills."""
+        """The number of slots of a lane that it fills."""
         return 1 if self.route == "fused" else len(self.reads)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchLimits:
-    """What bounds batches.
+    """The limits on the size of a batch.
 
     Attributes
     ----------
     room : int
-        The most staged bytes of a batch, where it has more than one variable.
+        The most staged bytes of a batch of several variables.
     slot_bytes : int
-        Bytes of a slot.
+        Size of a slot in bytes.
     """
 
     room: int
@@ -115,13 +115,13 @@ def make_batches(
     placements : sequence of Placement
         All variables.
     options : LoadOptions
-        The sizes of reads and gaps, and how slabs on devices are cut.
+        The sizes of reads and gaps, and the way in which slabs on devices are cut up.
     sizes : BatchLimits
-        Bounds.
+        The limits on the size of a batch.
     devices : Devices
         The devices that we can copy to.
     repeated : bool
-        Whether the load comes again and again.
+        Whether the load will be repeated.
 
     Returns
     -------
@@ -143,7 +143,7 @@ def make_batches(
             else:
                 batches.append(_direct(members, options, sizes))
     batches.sort(key=lambda batch: min(map(_offset, batch.placements)))
-    # Arrays, and what a session is fed with at once, are batches too.
+    # Arrays in memory, and values that a session is fed with in one run, make batches too.
     together: list[Placement] = []
     alone: list[Placement] = []
     for p in placements:
@@ -159,7 +159,7 @@ def _offset(placement: Placement) -> int:
 
 
 def _group(placement: Placement) -> Hashable:
-    # One tensor is of one device and dtype.
+    # A tensor has one device and one dtype.
     target = placement.assignment.target
     if placement.route == "fused":
         return (target.device, target.dtype, placement.casts)
@@ -171,11 +171,11 @@ def _split(placements: Sequence[Placement], sizes: BatchLimits) -> Iterator[Sequ
         return
     first = placements[0]
     if first.lane and first.route == "fused":
-        # A row of a table for each, and what rounds all of them up.
+        # A row of the table for each, and the bytes that round the table up.
         steps = [p.arena_bytes + TABLE_ROW_BYTES for p in placements]
         batch_bytes = sizes.slot_bytes - ALIGNMENT
     elif first.lane:
-        # The elements of what is cast have to be whole in each slot: no read holds two values.
+        # A slot must hold whole elements of a value that is cast, so no read holds two values.
         steps, batch_bytes = [p.nbytes for p in placements], 0 if first.casts else BATCH_BYTES
     else:
         steps = [p.staged_bytes for p in placements]
@@ -195,7 +195,7 @@ def _spans(placements: Sequence[Placement]) -> list[Span]:
 
 
 def _slab(placements: Sequence[Placement], options: LoadOptions, devices: Devices, *, repeated: bool) -> Batch:
-    """Pack values that come to a device in one copy, those of one shape next to each other."""
+    """Pack values that go to a device in one copy, those of one shape next to each other."""
     shapes: dict[tuple[int, ...], int] = {}
     for p in placements:
         shapes.setdefault(p.assignment.target.shape, len(shapes))
@@ -210,8 +210,8 @@ def _slab(placements: Sequence[Placement], options: LoadOptions, devices: Device
 
 
 def _direct(placements: Sequence[Placement], options: LoadOptions, sizes: BatchLimits) -> Batch:
-    # A slot holds a read as it stands in the file; where a kernel casts it, a table of one row is before it, and past
-    # the page cache the rest of its first and last page is too.
+    # A slot holds a read as it stands in the file. If a kernel casts it, a table of one row comes first; if it is read
+    # past the page cache, the rest of its first page and of its last comes with it.
     read_bytes = sizes.slot_bytes
     if placements[0].casts:
         read_bytes = (read_bytes - ALIGNMENT) // ALIGNMENT * ALIGNMENT
@@ -247,14 +247,14 @@ def _device_bytes(placements: Sequence[Placement], arena: int, cut: Cut | None) 
         return sum(values)
     if cut == "scatter":
         return arena + sum(values)
-    # What is cast comes into a slab of its own.
+    # Values are cast into a second slab.
     slab = sum(p.slab_bytes for p in placements) if placements[0].casts else 0
-    # A value that does not fill its place is cut off by a copy, and those of one shape are taken apart by another.
+    # One copy cuts off a value that does not fill its place, another takes those of one shape apart.
     copied = sum(nbytes for p, nbytes in zip(placements, values, strict=True) if nbytes < p.slab_bytes)
     return arena + slab + 2 * copied
 
 
 def run_lengths(placements: Sequence[Placement]) -> list[tuple[tuple[int, ...], int]]:
-    """Return the shapes of a slab's variables, in order, each with how many of it stand one after the other."""
+    """Return the shapes of a slab's variables in order, each with the number of neighbours that share it."""
     shapes = (p.assignment.target.shape for p in placements)
     return [(shape, sum(1 for _ in same)) for shape, same in groupby(shapes)]

@@ -1,4 +1,4 @@
-"""What is refused before anything is read: tensors that share bytes, and ways to devices that are nowhere possible."""
+"""Checks of a schedule before anything is read: tensors that share bytes, routes to devices that no value can take."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastassign.planning.lanes import Devices
 
 _FOR = {
     "direct": "it is for plain variables on a GPU, of dtypes whose tensors live there",
-    "fused": "it is for plain variables on a GPU, of floating-point dtypes, that fit into a slot (slot_bytes)",
+    "fused": "it is for plain variables on a GPU, of floating-point dtypes, whose values fit into a slot (slot_bytes)",
 }
 
 
@@ -38,7 +38,7 @@ def check_choice(
     devices: Devices,
     fallbacks: Sequence[str],
 ) -> None:
-    """Raise ``Unsupported`` if no value takes the route asked for, or no kernels run where they would have to."""
+    """Raise ``Unsupported`` if no value takes the route asked for, or a device can't run the kernels that it needs."""
     taken = {batch.route for batch in batches if batch.lane}
     if options.device.route in {"direct", "fused"} and batches and options.device.route not in taken:
         raise Unsupported(

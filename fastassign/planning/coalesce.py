@@ -1,8 +1,8 @@
-"""From tensors in a file to few large reads.
+"""From tensors in a file to a few large reads.
 
-Pure arithmetic: tensors sorted by where they stand, cut into batches that are allocated and assigned together,
-and each batch into reads that fill many buffers at once (``preadv``). Named tuples, because a plan of 5,000 tensors
-makes 10,000 of them and a frozen dataclass takes three times as long to make.
+Pure arithmetic: tensors, sorted by their offsets, are cut into batches that are allocated and assigned together, and
+each batch into reads that fill many buffers at once (``preadv``). The classes are named tuples, because a plan of 5,000
+tensors makes 10,000 of them, and a frozen dataclass takes three times as long to make.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from fastassign.catalog.records import Extent
 # Buffers per read: Linux' IOV_MAX is 1024.
 MAX_PIECES = 1000
 
-# The buffer that takes the bytes between two tensors.
+# The owner of bytes that are read and dropped: those between two tensors.
 GAP = -1
 
 
 class Span(NamedTuple):
-    """One extent to read: ``owner`` says whose buffer it fills, from the buffer's byte ``start`` on."""
+    """One extent to read; it fills the buffer of ``owner`` from byte ``start`` on."""
 
     owner: int
     extent: Extent
@@ -28,7 +28,7 @@ class Span(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Consecutive bytes of a read that go to one buffer; ``owner`` is ``GAP`` for bytes nobody wants."""
+    """Consecutive bytes of a read that go to one buffer; ``owner`` is ``GAP`` for bytes to drop."""
 
     owner: int
     start: int
@@ -74,16 +74,16 @@ def coalesce(spans: Sequence[Span], *, read_bytes: int, gap_bytes: int) -> list[
     Parameters
     ----------
     spans : sequence of Span
-        Sorted by offset.
+        The extents to read, sorted by offset.
     read_bytes : int
         The most bytes per read; larger spans are cut.
     gap_bytes : int
-        Spans with at most this many bytes between them share a read; the bytes between are read and dropped.
+        The most bytes between two spans that share a read; the bytes between them are read and dropped.
 
     Returns
     -------
     list of Read
-        Together they fill every span once, in the order of the file.
+        Reads that together fill every span once, in the order of the file.
     """
     reads: list[Read] = []
     pieces: list[Piece] = []

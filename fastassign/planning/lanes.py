@@ -1,4 +1,4 @@
-"""What the planner knows of devices, and what a plan lays down for each."""
+"""Devices as the planner sees them, and the lane that a schedule plans to each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PAGE_BYTES = 4096
 
 
 def whole_pages(nbytes: int) -> int:
-    """Return the next multiple of a page."""
+    """Return a number of bytes rounded up to whole pages."""
     return -(-nbytes // PAGE_BYTES) * PAGE_BYTES
 
 
@@ -21,9 +21,9 @@ class Device:
     Attributes
     ----------
     name : str
-        TensorFlow's full name of it.
+        TensorFlow's full name of the device.
     kernels_missing : str
-        Why kernels of ours don't run on it; empty if they do.
+        The reason why our kernels don't run on it; empty if they do.
     """
 
     name: str
@@ -31,20 +31,20 @@ class Device:
 
     @property
     def has_kernels(self) -> bool:
-        """Whether kernels of ours run on it, which cast and scatter."""
+        """Whether our kernels, which cast and scatter, run on it."""
         return not self.kernels_missing
 
 
 @dataclass(frozen=True, slots=True)
 class Devices:
-    """The devices that the variables of a load stand on, the host's processor aside.
+    """The devices that hold variables of a load, the CPU aside.
 
     Attributes
     ----------
     reached : mapping of str to Device
-        Those that we can copy to, by name.
+        The devices that we can copy to, by name.
     fallbacks : mapping of str to str
-        What is missing, and what that costs, by the name of the device.
+        For each of the others, by name: the missing part and its cost.
     """
 
     reached: Mapping[str, Device] = field(default_factory=dict)
@@ -63,15 +63,15 @@ class Lane:
     device : str
         TensorFlow's full name of the device.
     slots : int
-        Slots of host memory in the ring.
+        Number of slots of host memory in the ring.
     slot_bytes : int
-        Bytes of each.
+        Size of a slot in bytes.
     window_bytes : int
-        The most bytes of batches that are open at a time; a larger one is alone.
+        The most bytes that batches open at the same time take; a larger batch is opened alone.
     staged : bool
-        Whether each slot has a twin on the device, where values stand that are yet to be cast.
+        Whether each slot has a twin on the device, which holds values until they are cast.
     peak_bytes : int
-        The most memory of the device that is taken beyond the variables.
+        The most memory of the device that the load takes beyond the variables, in bytes.
     kernels_missing : str
         As for ``Device``.
     """
@@ -86,5 +86,5 @@ class Lane:
 
     @property
     def ring_bytes(self) -> int:
-        """Bytes of the ring."""
+        """Size of the ring in bytes."""
         return self.slots * self.slot_bytes

@@ -1,4 +1,4 @@
-"""Why values go to devices the way they do, in words, and what stands in the way of a better one."""
+"""The reasons, in words, for the routes that values take to devices, and the obstacles to better ones."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ _CUTS: dict[Cut, str] = {
 
 def reasons(batches: Sequence[Batch], lanes: Sequence[Lane], options: LoadOptions, *, repeated: bool) -> dict[str, str]:
     """Return a sentence for each route to a device that a load takes."""
-    said: dict[str, str] = {}
+    found: dict[str, str] = {}
     fused = [batch for batch in batches if batch.lane and batch.route == "fused"]
     direct = [p for batch in batches if batch.route == "direct" for p in batch.placements]
     if fused:
-        said["fused"] = _fused(fused, lanes, options, repeated=repeated)
+        found["fused"] = _fused(fused, lanes, options, repeated=repeated)
     if direct:
-        said["direct"] = _direct(direct, options)
+        found["direct"] = _direct(direct, options)
     eager = [p for batch in batches for p in batch.placements if p.route == "eager"]
     if eager:
-        said["eager"] = _eager(eager, options)
-    return said
+        found["eager"] = _eager(eager, options)
+    return found
 
 
 def _fused(batches: Sequence[Batch], lanes: Sequence[Lane], options: LoadOptions, *, repeated: bool) -> str:
     count = sum(len(batch.placements) for batch in batches)
     cuts = list(dict.fromkeys(batch.cut for batch in batches if batch.cut is not None))
     how = " or ".join(_CUTS[cut] for cut in cuts)
-    text = f"{count} variables in {len(batches)} copies, then {how}"
+    copies = "1 copy" if len(batches) == 1 else f"{len(batches)} copies"
+    text = f"{_variables(count)} in {copies}, then {how}"
     if options.device.cut != "auto":
         return f"{text}, as asked for"
     missing = {lane.device for lane in lanes if lane.kernels_missing}
@@ -46,7 +47,7 @@ def _fused(batches: Sequence[Batch], lanes: Sequence[Lane], options: LoadOptions
             for b in batches
         )
         for cut in _CUTS
-        # What some device can't do is not weighed against the rest.
+        # A way that some device can't take is not compared with the others.
         if cut != "scatter" or not any(batch.lane in missing for batch in batches)
     }
     return f"{text} (expected ms: {', '.join(f'{cut} {seconds * 1e3:.1f}' for cut, seconds in expected.items())})"
@@ -54,31 +55,35 @@ def _fused(batches: Sequence[Batch], lanes: Sequence[Lane], options: LoadOptions
 
 def _direct(placements: Sequence[Placement], options: LoadOptions) -> str:
     if options.device.route == "direct":
-        return f"{len(placements)} variables as asked for"
+        return f"{_variables(len(placements))}, as asked for"
     large = sum(p.assignment.target.dtype in DEVICE_FUSED_DTYPES for p in placements)
     others = len(placements) - large
-    texts = [f"{large} variables too large to share one copy"] if large else []
-    texts += [f"{others} variables of dtypes that TensorFlow does not cut up on a GPU"] if others else []
+    texts = [f"{_variables(large)} too large to share a copy"] if large else []
+    texts += [f"{_variables(others)} of dtypes that TensorFlow does not cut up on a GPU"] if others else []
     return ", ".join(texts)
 
 
 def _eager(placements: Sequence[Placement], options: LoadOptions) -> str:
     if options.device.route == "eager":
-        return f"{len(placements)} variables as asked for"
+        return f"{_variables(len(placements))}, as asked for"
     counts: dict[str, int] = {}
     for p in placements:
         if not p.assignment.record.extents:
-            why = "whose values are made on the host, or are in memory"
+            why = "whose values are made on the host, or are in memory already"
         elif p.assignment.target.dtype not in DEVICE_DTYPES:
             why = "of dtypes whose tensors TensorFlow does not make on a GPU by itself"
         else:
             why = "on a device that can't be reached"
         counts[why] = counts.get(why, 0) + 1
-    return ", ".join(f"{count} variables {why}" for why, count in counts.items())
+    return ", ".join(f"{_variables(count)} {why}" for why, count in counts.items())
+
+
+def _variables(count: int) -> str:
+    return "1 variable" if count == 1 else f"{count} variables"
 
 
 def fallbacks(placements: Sequence[Placement], options: LoadOptions, devices: Devices) -> tuple[str, ...]:
-    """Return what is missing on the way to the devices that values go to, each once."""
+    """Return the missing parts of the ways to devices, with their costs, each once."""
     texts: dict[str, None] = {}
     for p in placements:
         if p.route not in {"eager", "assign"}:

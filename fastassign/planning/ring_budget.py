@@ -1,4 +1,4 @@
-"""How much host memory the ways to devices take: slots, rings, and the windows behind them."""
+"""The host memory that lanes take: slots, rings, and the windows behind them."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from fastassign.options import LoadOptions
 from fastassign.planning.batches import Batch
 from fastassign.planning.lanes import PAGE_BYTES, Device, Devices, Lane, whole_pages
 
-# What a slot has at least: past the page cache the first page and the last are read for a part of them.
+# The least size of a slot: a read past the page cache may need only a part of its first page and of its last.
 MIN_SLOT_BYTES = 4 * PAGE_BYTES
 
-# Slots beyond those that threads fill: what they have filled is on its way meanwhile.
+# Slots beyond one for each thread: they are copied to the device while the threads fill the others.
 SPARE_SLOTS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class RingBudget:
-    """The rings of all lanes: of the same size, one for each device.
+    """The rings of all lanes: one for each device, all of the same size.
 
     Attributes
     ----------
     slot_bytes : int
-        Bytes of a slot, whole pages.
+        Size of a slot in bytes, whole pages.
     slots : int
-        The most slots of a ring.
+        The most slots in a ring.
     count : int
-        Rings.
+        Number of rings.
     """
 
     slot_bytes: int
@@ -36,12 +36,12 @@ class RingBudget:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all rings."""
+        """Size of all rings in bytes."""
         return self.slot_bytes * self.slots * self.count
 
     @classmethod
     def of(cls, options: LoadOptions, spare: int, count: int) -> RingBudget:
-        """Return as many slots as are of use, or as fit; see ``slot_size``."""
+        """Return rings with as many slots as are of use, or as fit; the parameters are those of ``slot_size``."""
         size = slot_size(options, spare, count)
         if not count:
             return cls(size)
@@ -55,17 +55,17 @@ def slot_size(options: LoadOptions, spare: int, count: int) -> int:
     Parameters
     ----------
     options : LoadOptions
-        What is wanted.
+        The wanted size.
     spare : int
-        Host memory that the rings may take.
+        Host memory that the rings may take, in bytes.
     count : int
-        Rings.
+        Number of rings.
 
     Returns
     -------
     int
-        Whole pages: ``MIN_SLOT_BYTES`` at least, and no more than lets each ring have two slots, one of which is filled
-        while the other is on its way.
+        Bytes, whole pages: at least ``MIN_SLOT_BYTES``, and otherwise small enough for two slots in each ring, so that
+        one is filled while the other is copied.
     """
     wanted = whole_pages(options.device.slot_bytes)
     return max(min(wanted, spare // (2 * count) // PAGE_BYTES * PAGE_BYTES), MIN_SLOT_BYTES) if count else wanted
@@ -74,18 +74,19 @@ def slot_size(options: LoadOptions, spare: int, count: int) -> int:
 def least_for_rings(options: LoadOptions, beside: int, together: int, count: int) -> int:
     """Return the least ``max_staging_bytes`` with which a plan can read everything before it assigns.
 
-    With more memory the plan makes larger slots, of which each ring keeps one: so the answer is where both agree.
+    With more memory the plan makes larger slots, and each ring keeps one of them: the answer is the point where the
+    limit and the need agree.
 
     Parameters
     ----------
     options : LoadOptions
-        What was not enough.
+        The options, whose ``max_staging_bytes`` is too small.
     beside : int
-        What the plan left to the host when it chose the slots.
+        Bytes that were set aside for the host when the size of a slot was chosen.
     together : int
-        What everything takes, slots aside.
+        Bytes that everything takes, slots aside.
     count : int
-        Rings.
+        Number of rings.
     """
     least, limit = 0, options.max_staging_bytes
     while limit > least:
@@ -94,7 +95,7 @@ def least_for_rings(options: LoadOptions, beside: int, together: int, count: int
 
 
 def lay_lanes(batches: Sequence[Batch], rings: RingBudget, options: LoadOptions, devices: Devices) -> tuple[Lane, ...]:
-    """Lay a lane to each device that batches go to."""
+    """Plan a lane to each device that batches go to."""
     return tuple(
         _lane(
             devices.reached[name],
@@ -107,7 +108,7 @@ def lay_lanes(batches: Sequence[Batch], rings: RingBudget, options: LoadOptions,
 
 
 def without_window(lanes: Sequence[Lane], batches: Sequence[Batch], spare: int) -> tuple[Lane, ...]:
-    """Return lanes whose batches are all open at once, with the slots that ``spare`` bytes of host memory allow."""
+    """Return lanes that open all batches at once, with the slots that ``spare`` bytes of host memory allow."""
     slots = spare // max(sum(lane.slot_bytes for lane in lanes), 1)
     widened = []
     for lane in lanes:

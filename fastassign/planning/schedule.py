@@ -1,4 +1,4 @@
-"""The schedule of a load: what is read into which memory, in which order, and how much that takes."""
+"""The schedule of a load: its reads, their order, and the memory that they fill."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ class Schedule:
     batches : tuple of Batch
         The work, in the order of the file.
     lanes : tuple of Lane
-        The ways to the devices that values are copied to by our own copies.
+        The ways to devices that we copy to ourselves.
     threads : int
-        Threads that read.
+        Number of threads that read.
     window_bytes : int
         The most bytes that are read ahead of the assignments.
     staging_bytes : int
-        The most host memory that values read but not yet assigned take at any time.
+        The most host memory that values read but not yet assigned take at any time, in bytes.
     copied_bytes : int
         The part of ``staging_bytes`` that the library's own assign takes for copies.
     read_first : bool
         Whether all values are read before the first is assigned.
     fallbacks : tuple of str
-        Where values go to a device by TensorFlow's own copy: what is missing, and what that costs.
+        For each device that is reached by TensorFlow's own copy: the missing part and its cost.
     reasons : mapping of str to str
-        For each route to a device: why values take it.
+        For each route to a device: the reason why values take it.
     """
 
     batches: tuple[Batch, ...]
@@ -62,7 +62,7 @@ class Schedule:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all batches, as they stand in the file."""
+        """Size of all batches in bytes, as they stand in the file."""
         return sum(batch.nbytes for batch in self.batches)
 
     @property
@@ -84,15 +84,15 @@ def make_schedule(
     Parameters
     ----------
     matching : Matching
-        Which record goes into which variable.
+        The records and the variables that they go into.
     options : LoadOptions
-        The knobs.
+        The options of the load.
     atomic : bool
         Whether all values are read before the first is assigned.
     repeated : bool
-        Whether the load comes again and again.
+        Whether the load will be repeated.
     devices : Devices
-        The devices that values can be copied to.
+        The devices that we can copy to.
 
     Raises
     ------
@@ -115,7 +115,7 @@ def make_schedule(
     beside = check_budget(matching, placements, limit, copied=copied, atomic=atomic)
     rings = RingBudget.of(options, limit - beside, len({p.lane for p in placements if p.lane}))
     if rings.slot_bytes < slot_bytes:
-        # Smaller slots share less: only values on their way through them are placed anew.
+        # Fewer values fit into a smaller slot: those that take a lane are placed again.
         slot_bytes = rings.slot_bytes
         placements = [placed(p.assignment) if p.lane else p for p in placements]
     room = max(limit - copied - rings.nbytes, 1)
@@ -147,12 +147,12 @@ def reading_first(schedule: Schedule, matching: Matching, options: LoadOptions) 
     Parameters
     ----------
     schedule, matching, options
-        The schedule, and what it was made from.
+        The schedule, and the matching and options that it was made from.
 
     Raises
     ------
     Budget
-        The values do not fit into ``options.max_staging_bytes`` all together.
+        The values together do not fit into ``options.max_staging_bytes``.
     """
     limit, lanes, placements = options.max_staging_bytes, schedule.lanes, schedule.placements
     together = together_bytes(placements, matching, schedule.copied_bytes)

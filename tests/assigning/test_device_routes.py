@@ -497,4 +497,4 @@ def test_a_plan_says_which_route_and_why(driver, files, pair):
     assert {row[3].partition(" ")[0] for row in plan.rows()} == {"fused", "direct", "arena"}
     assert "in one copy" not in plan.to_dict()["reasons"]["direct"]
     assert simulated.DEVICES[0] in str(plan)
-    assert "too large to share one copy" in str(plan)
+    assert "too large to share a copy" in str(plan)

@@ -312,7 +312,7 @@ def test_monitored_session(kind, graph):
     with getattr(v1.train, kind)() as session:
         fa.assign([(made, [1, 2, 3])], session)
         assert session.run(made).tolist() == [1, 2, 3]
-        with pytest.raises(fa.Mismatch, match="finalized, and 1 variables") as caught:
+        with pytest.raises(fa.Mismatch, match="finalized, but lacks the assign ops of 1 of its variables") as caught:
             fa.assign([(made, np.zeros(3)), (missing, np.zeros(3))], session)
         assert caught.value.variable == "missing:0" and "before graph.finalize()" in caught.value.hint
         assert session.run(made).tolist() == [1, 2, 3]

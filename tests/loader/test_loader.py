@@ -39,10 +39,8 @@ from support.running import set_runtime
 LONG = 30
 
 MADE, KEPT, AGAIN = "made", "kept", "made again: "
-OTHER_STRUCTURE = AGAIN + "the file is of another structure than the one before"
-OTHER_MODEL = (
-    AGAIN + "the model has other layers or variables than before, others are trainable, or they are in a scope"
-)
+OTHER_STRUCTURE = AGAIN + "the structure of the file differs from that of the file before"
+OTHER_MODEL = AGAIN + "the model's layers, variables, trainable flags or scopes have changed"
 
 TOGETHER = fa.LoadOptions(swap="together")
 BOTH = pytest.mark.parametrize("k", [keras, tf_keras], ids=["keras", "tf_keras"])
@@ -544,7 +542,7 @@ class TestOtherStructures:
         twin = d.fresh(dense)
         twin.load_weights(files[2])
         legacy = d.save(twin, tmp_path / "2.h5")
-        again = AGAIN + "the file is of another format than the one before"
+        again = AGAIN + "the file's format differs from that of the file before"
         for path, remark, seed in (
             (legacy, again, 2),
             (legacy, KEPT, 2),

@@ -618,16 +618,16 @@ def test_rings_take_no_more_than_they_may(threads, devices, spare, pages):
 def test_the_reasons_say_what_was_expected_and_what_was_asked_for():
     assignments = [*in_a_row([(n,) for n in range(1, 60)]), assignment(60, 1 << 20, (3000, 3000))]
     why = make(assignments, reached()).to_dict()["reasons"]
-    assert why["fused"].startswith("59 variables in 1 copies, then a kernel copies each value out of it (expected ms: ")
+    assert why["fused"].startswith("59 variables in 1 copy, then a kernel copies each value out of it (expected ms: ")
     assert "scatter" in why["fused"]
-    assert why["direct"] == "1 variables too large to share one copy"
+    assert why["direct"] == "1 variable too large to share a copy"
     # What can't be done is not offered.
     why = make(assignments, reached(kernels=False)).to_dict()["reasons"]
     assert "then eager ops cut it up" in why["fused"]
     assert "scatter" not in why["fused"]
-    assert make(assignments, reached(), route="direct").to_dict()["reasons"] == {"direct": "60 variables as asked for"}
+    assert make(assignments, reached(), route="direct").to_dict()["reasons"] == {"direct": "60 variables, as asked for"}
     why = make(assignments, reached(), cut="function").to_dict()["reasons"]["fused"]
-    assert why == "59 variables in 1 copies, then one function cuts it up, as asked for"
+    assert why == "59 variables in 1 copy, then one function cuts it up, as asked for"
     # Small ones that TensorFlow can't cut up are not too large.
     why = make(in_a_row([(4,), (5,)], dtype="int8", stored="|i1"), reached()).to_dict()["reasons"]
     assert why == {"direct": "2 variables of dtypes that TensorFlow does not cut up on a GPU"}

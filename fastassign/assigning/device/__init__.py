@@ -1,1 +1,1 @@
-"""Putting values into variables of a device, by our own copies."""
+"""Open lanes to devices, and open batches whose values go through them, by our own copies."""

@@ -1,4 +1,4 @@
-"""Batches that go straight into tensors on a device: each value comes to where it stays, however large it is."""
+"""Open batches that go straight into tensors on a device, so that each value arrives where it stays."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class DirectBatch(OpenBatch):
     Parameters
     ----------
     batch : Batch
-        What is allocated.
+        The batch to allocate.
     lane : OpenLane
-        The way to the device.
+        The open lane to the device.
     unbuffered : Source, optional
-        The file past the page cache, if it is to be read so.
+        The source that reads the file past the page cache, if that was asked for.
     """
 
     __slots__ = ("_addresses", "_fences", "_lane", "_tensors", "_unbuffered")
@@ -49,7 +49,7 @@ class DirectBatch(OpenBatch):
         self._fences: list[Fence] = []
 
     def locate(self) -> None:
-        """Ask for the addresses; see ``OpenBatch.locate``."""
+        """Look up the addresses; see ``OpenBatch.locate``."""
         self._addresses = [tensors.address(tensor, self._lane.device) for tensor in self._tensors]
 
     def jobs(self, source: Source, gap: memoryview, decode: Decode) -> Iterator[Callable[[], None]]:  # noqa: ARG002
@@ -59,7 +59,7 @@ class DirectBatch(OpenBatch):
             yield partial(send, source, read)
 
     def _send(self, source: Source, read: Read) -> None:
-        """Fill a slot with a read as it stands in the file, and have its pieces copied to where they belong."""
+        """Fill a slot with a read as it stands in the file, and copy its pieces to their tensors."""
         with self._lane.ring.slot() as slot:
             start = 0
             if self._unbuffered is None:
@@ -75,8 +75,8 @@ class DirectBatch(OpenBatch):
                 self._fence(slot, stream)
 
     def _send_to_cast(self, source: Source, read: Read) -> None:
-        """Fill a slot, have it copied to its twin on the device, and cast from there."""
-        # The batch is one variable, and its reads have no gaps.
+        """Fill a slot, copy it to its twin on the device, and cast the values from there."""
+        # The batch holds one variable, and its reads have no gaps.
         (piece,) = read.pieces
         target = self.batch.placements[0].assignment.target
         wide = piece.nbytes * target.nbytes // self.batch.nbytes
@@ -111,7 +111,7 @@ class DirectBatch(OpenBatch):
             self._fences.pop().wait()
 
     def assign(self, journal: Journal) -> None:
-        """Make the tensors the variables'; see ``OpenBatch.assign``."""
+        """Assign the tensors; see ``OpenBatch.assign``."""
         with tensors.placed(self._lane.device):
             for placement, tensor in zip(self.batch.placements, self._tensors, strict=True):
                 with journal.entering(placement):

@@ -1,4 +1,4 @@
-"""The way to a device while a load runs: a stream of our own, and a ring of slots."""
+"""Open lanes: the way to a device during a load, with a stream of our own and a ring of slots."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from fastassign.runtime import Runtime
 
 @dataclass(frozen=True, slots=True)
 class SlotMemory:
-    """Where the memory of slots comes from.
+    """The memory that slots are made of.
 
     Attributes
     ----------
     pool : StagingPool
-        The pool.
+        The pool that it comes from.
     page_lock : bool or None
         See ``DeviceOptions``.
     limit_bytes : int
-        The most host memory for slots, idle memory of the pool included.
+        The most host memory for slots in bytes, the idle memory of the pool included.
     """
 
     pool: StagingPool
@@ -37,34 +37,34 @@ class SlotMemory:
 
 
 class OpenLane:
-    """A lane that is open.
+    """An open lane.
 
     Parameters
     ----------
     planned : fastassign.planning.lanes.Lane
-        What the plan lays down.
+        The lane of the schedule.
     driver : Driver
         The driver of the device.
     slots : SlotMemory
-        Where the memory of the slots comes from.
+        The memory that its slots are made of.
 
     Attributes
     ----------
     device : str
         TensorFlow's full name of the device.
     stream : Stream
-        What copies go through.
+        The stream that copies go through.
     ring : Ring
-        What they come from.
+        The ring of slots that they come from.
     fallback : str
-        Why the ring is not page-locked; empty if it is, or nobody asked.
+        The reason why the ring is not page-locked; empty if it is, or if that was not asked for.
     """
 
     def __init__(self, planned: lanes.Lane, driver: Driver, slots: SlotMemory) -> None:
         self.device, self.fallback = planned.device, ""
         probe = tensors.empty((16,), "float32", planned.device)
         ordinal = driver.ordinal_of(planned.device, tensors.address(probe, planned.device))
-        # Memory on the device where what a slot holds is cast from.
+        # Each twin takes the bytes of one slot, and the device casts from there.
         count = planned.slots if planned.staged else 0
         self._twins = [tensors.empty((planned.slot_bytes,), "uint8", self.device) for _ in range(count)]
         self._twin_addresses = [tensors.address(twin, self.device) for twin in self._twins]
@@ -76,9 +76,9 @@ class OpenLane:
             raise
 
     def _ring(self, planned: lanes.Lane, locker: Locker, slots: SlotMemory) -> Ring:
-        def lend(who: Locker | None) -> StagingBuffer:
+        def lend(locked_by: Locker | None) -> StagingBuffer:
             owner = f"a load to {self.device}"
-            return slots.pool.lease(planned.slot_bytes, owner=owner, locker=who, limit_bytes=slots.limit_bytes)
+            return slots.pool.lease(planned.slot_bytes, owner=owner, locker=locked_by, limit_bytes=slots.limit_bytes)
 
         if slots.page_lock is not False:
             try:
@@ -86,7 +86,7 @@ class OpenLane:
             except NotPageLocked as error:
                 if slots.page_lock:
                     raise
-                slots.pool.release()  # what was locked is too little, and would lie beside what serves in its place
+                slots.pool.release()  # the slots that were locked are too few, and would lie idle beside the others
                 self.fallback = (
                     f"{self.device}: {error}: copies go through memory that is not page-locked, which the driver "
                     "copies once more on the way"
@@ -98,7 +98,7 @@ class OpenLane:
         return self._twin_addresses[slot.number]
 
     def close(self) -> None:
-        """Wait for what is under way, and give back what was leased.
+        """Wait for the copies under way, and give the slots back.
 
         Raises
         ------
@@ -117,12 +117,12 @@ class OpenLane:
 
 
 class OpenLanes:
-    """The lanes of one execution, by device; a context, at whose end nothing is under way any more.
+    """The open lanes of one execution, by device; a context, at the end of which no copy is under way.
 
     Parameters
     ----------
     work : Work
-        The load whose schedule lays them down.
+        The load whose schedule has the lanes.
     """
 
     def __init__(self, work: Work) -> None:
@@ -130,15 +130,15 @@ class OpenLanes:
         self._open: dict[str, OpenLane] = {}
 
     def __enter__(self) -> OpenLanes:
-        """Open all.
+        """Open all lanes.
 
         Raises
         ------
         DeviceFailed, DeviceMemory, NotPageLocked, Budget
-            One can't be opened.
+            A lane can't be opened.
         """
         schedule, options, runtime = self._work.schedule, self._work.options, self._work.runtime
-        # What the host stages beside the slots counts too.
+        # The buffers on the host count too.
         beside = schedule.staging_bytes - sum(lane.ring_bytes for lane in schedule.lanes)
         slots = SlotMemory(runtime.staging, options.device.page_lock, options.max_staging_bytes - beside)
         try:
@@ -152,16 +152,16 @@ class OpenLanes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close all."""
+        """Close all lanes."""
         self._close(error)
 
     def __getitem__(self, device: str) -> OpenLane:
-        """Return that of a device."""
+        """Return the open lane to a device."""
         return self._open[device]
 
     @property
     def fallbacks(self) -> list[str]:
-        """What could not be had."""
+        """The reasons why rings are not page-locked."""
         return [lane.fallback for lane in self._open.values() if lane.fallback]
 
     def _close(self, error: BaseException | None) -> None:
@@ -171,10 +171,10 @@ class OpenLanes:
         self._open.clear()
 
 
-def _close(what: OpenLane | Stream, device: str, error: BaseException | None) -> None:
-    """Close something; where an error is under way already, failures are notes of that."""
+def _close(lane_or_stream: OpenLane | Stream, device: str, error: BaseException | None) -> None:
+    """Close a lane or a stream; if there is an error already, a failure becomes a note of it."""
     try:
-        what.close()
+        lane_or_stream.close()
     except DeviceFailed as failure:
         if error is None:
             raise
@@ -183,6 +183,6 @@ def _close(what: OpenLane | Stream, device: str, error: BaseException | None) ->
 
 def _driver(runtime: Runtime) -> Driver:
     driver = runtime.find_driver()
-    if isinstance(driver, Missing):  # a plan that was made where there is one, and carried out where there is none
-        raise DeviceFailed(f"the plan goes to a device that can't be reached: {driver.reason}", hint=driver.hint)
+    if isinstance(driver, Missing):  # the plan was made in a process with a driver, and is executed without one
+        raise DeviceFailed(f"the plan needs a device that can't be reached: {driver.reason}", hint=driver.hint)
     return driver

@@ -1,4 +1,4 @@
-"""Batches that come to a device in one copy: many small values, packed in a slot, and cut up where they arrive."""
+"""Open batches that go to a device in one copy: many small values, packed in a slot and cut up where they arrive."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class SlabBatch(OpenBatch):
     Parameters
     ----------
     batch : Batch
-        What is allocated.
+        The batch to allocate.
     lane : OpenLane
-        The way to the device.
+        The open lane to the device.
     fusions : Fusions
-        Keeps functions from one load to the next.
+        The fusions that are kept from one load to the next.
     """
 
     __slots__ = ("_address", "_addresses", "_fence", "_fusions", "_lane", "_slab", "_values")
@@ -43,7 +43,7 @@ class SlabBatch(OpenBatch):
         super().__init__(batch)
         self._lane, self._fusions = lane, fusions
         target = batch.placements[0].assignment.target
-        # What arrives is of the file's dtype: another one only where it is cast.
+        # The slab has the file's dtype, which differs from the variables' only if the values are cast.
         stored = "float32" if batch.casts else target.dtype
         self._slab: Any = tensors.empty(_rows(batch.arena_bytes, stored), stored, lane.device)
         self._values: list[Any] = []
@@ -57,12 +57,12 @@ class SlabBatch(OpenBatch):
         self._fence: Fence | None = None
 
     def locate(self) -> None:
-        """Ask for the addresses; see ``OpenBatch.locate``."""
+        """Look up the addresses; see ``OpenBatch.locate``."""
         self._address = tensors.address(self._slab, self._lane.device)
         self._addresses = [tensors.address(value, self._lane.device) for value in self._values]
 
     def jobs(self, source: Source, gap: memoryview, decode: Decode) -> Iterator[Callable[[], None]]:  # noqa: ARG002
-        """Yield one job: it fills one slot; see ``OpenBatch.jobs``."""
+        """Yield one job, which fills one slot; see ``OpenBatch.jobs``."""
         yield partial(self._send, source, gap)
 
     def _send(self, source: Source, gap: memoryview) -> None:
@@ -80,12 +80,12 @@ class SlabBatch(OpenBatch):
                 slot.fence = self._fence = stream.record()
 
     def _launch(self, head: np.ndarray[Any, Any]) -> Scatter:
-        """Write the table for the kernel, and return what it is told."""
+        """Write the table for the kernel, and return its launch."""
         batch = self.batch
         target = batch.placements[0].assignment.target
-        # The kernel counts in elements of both dtypes; what it only copies, in bytes.
+        # A kernel that casts counts in elements of each dtype, one that copies counts in bytes.
         wide, narrow = (4, numpy_dtype_of(target.dtype).itemsize) if batch.casts else (1, 1)
-        # Each value by itself, or all that the slab holds at once.
+        # One row for each value, or one for the whole slab.
         starts = batch.arena_starts if batch.cut == "scatter" else (batch.head_bytes,)
         slab_bytes = batch.arena_bytes - batch.head_bytes
         sizes = [p.nbytes for p in batch.placements] if batch.cut == "scatter" else [slab_bytes]
@@ -110,13 +110,13 @@ class SlabBatch(OpenBatch):
         )
 
     def settle(self) -> None:
-        """Wait for the copy, and what came after it; see ``OpenBatch.settle``."""
+        """Wait for the copy and the kernel after it; see ``OpenBatch.settle``."""
         if self._fence is not None:
             self._fence.wait()
             self._fence = None
 
     def assign(self, journal: Journal) -> None:
-        """Give the variables what arrived; see ``OpenBatch.assign``."""
+        """Assign the values that arrived; see ``OpenBatch.assign``."""
         batch = self.batch
         if batch.cut == "scatter":
             with tensors.placed(self._lane.device):
@@ -137,7 +137,7 @@ class SlabBatch(OpenBatch):
         for assignment in assignments:
             journal.remember(assignment.target)
             journal.note_cast(assignment)
-        # Named before they change, and named still if a call fails: which of them it reached is not known.
+        # Named before they change, and still if a call fails: nothing tells which of them it reached.
         names = [assignment.target.name for assignment in assignments]
         journal.assigned += names
         values = self._values[0] if batch.casts else self._slab

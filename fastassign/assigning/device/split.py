@@ -1,7 +1,7 @@
-"""A slab of many values, cut up by eager ops: the pieces are its memory, nothing is copied.
+"""A slab of many values, cut up by eager ops: the pieces stay in its memory, nothing is copied.
 
-An op makes the values of a whole run of variables of one shape, because a Python call for each would take as long as
-the assignment does.
+One op makes the values of a whole run of variables of one shape, because a Python call for each would take as long as
+its assignment.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def split(slab: Any, batch: Batch) -> None:
     Parameters
     ----------
     slab : tensor
-        Of two dimensions, rows of 64 bytes, on the device of the variables: memory of TensorFlow's own that nobody
-        writes to afterwards. (Pieces of memory that is not TensorFlow's would be updated in place by an optimizer.)
+        The slab, two-dimensional, with rows of 64 bytes, on the device of the variables. Its memory is TensorFlow's
+        own, and must not be written to afterwards. (An optimizer would update pieces of other memory in place.)
     batch : Batch
-        The variables, in the slab's order; a value begins with a row.
+        The variables, in the order of the slab; each value begins with a row.
     """
     runs = run_lengths(batch.placements)
     placements = iter(batch.placements)
@@ -36,7 +36,7 @@ def split(slab: Any, batch: Batch) -> None:
     rows = [sum(p.slab_bytes for p in each) // ALIGNMENT for each in members]
     pieces = [slab]
     if len(rows) > 1:
-        with tf.device("CPU:0"):  # what the op takes in host memory
+        with tf.device("CPU:0"):  # the op takes its sizes from host memory
             sizes = tf.constant(rows, dtype=tf.int32)
         pieces = tf.raw_ops.SplitV(value=slab, size_splits=sizes, axis=_axis(), num_split=len(rows))
     row = int(slab.shape[1])
@@ -47,9 +47,9 @@ def split(slab: Any, batch: Batch) -> None:
 
 
 def _values(piece: Any, shape: tuple[int, ...], count: int, step: int) -> Iterator[Any]:
-    """Cut the rows of some values of one shape apart; ``step`` is the elements from one to the next."""
+    """Cut apart the rows of values of one shape; ``step`` is the number of elements from one value to the next."""
     size = math.prod(shape)
-    if size != step:  # what fills the last row is left out: this copies, on the device
+    if size != step:  # the end of each last row is left out, which takes a copy on the device
         flat = tf.raw_ops.Reshape(tensor=piece, shape=shape_tensor((count, step)))
         piece = tf.raw_ops.Slice(input=flat, begin=shape_tensor((0, 0)), size=shape_tensor((count, size)))
     if count == 1:

@@ -1,8 +1,8 @@
-"""Tensors that TensorFlow allocates on a device, and where they stand.
+"""Tensors that TensorFlow allocates on a device, and their addresses.
 
-The traps behind this page (facts: section 4 of the TensorFlow notes): a block of memory that the allocator hands out
-again may still be in use by work that is queued on the device, until the device has been waited for; asking for a
-tensor's address by DLPack does wait, each time. So all tensors of a window are made first, and then asked for.
+The traps (docs/internals/tensorflow.md, section 4): the allocator may hand out memory that work queued on the device
+still uses, until the device has been waited for; and to ask for a tensor's address by DLPack waits, each time. So all
+tensors of a window are made first, and their addresses asked for afterwards.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fastassign.targets.target import Target
 
 
 class _DLTensor(ctypes.Structure):
-    """Source: ``DLTensor`` in dlpack.h, version 0; what a capsule points to begins with it."""
+    """The struct at the beginning of a capsule's memory (source: ``DLTensor`` in dlpack.h, version 0)."""
 
     _fields_ = (
         ("data", ctypes.c_void_p),
@@ -56,17 +56,17 @@ def empty(shape: tuple[int, ...], dtype: str, device: str) -> Any:
             return tf.raw_ops.Empty(shape=shape_tensor(shape), dtype=tf.as_dtype(dtype), init=False)
     except DeviceMemory as error:
         nbytes = math.prod(shape) * tf.as_dtype(dtype).size
-        annotate(error, f"it was asked for {nbytes} bytes, a tensor of {dtype} and shape {shape}")
+        annotate(error, f"the allocation was {nbytes} bytes, a {dtype} tensor of shape {shape}")
         raise
 
 
 def value_of(target: Target) -> Any:
-    """Allocate what will be the value of a variable on a device.
+    """Allocate the value of a variable on a device.
 
     Raises
     ------
     DeviceMemory
-        As ``empty``; names the variable.
+        As for ``empty``; the error names the variable.
     """
     try:
         return empty(target.shape, target.dtype, target.device)
@@ -78,33 +78,34 @@ def value_of(target: Target) -> Any:
 
 @contextmanager
 def placed(device: str) -> Iterator[None]:
-    """Return a context in which ops run on a device, and its errors are ours."""
+    """Return a context in which ops run on a device, and TensorFlow's errors become our own."""
     with naming(device), tf.device(device):
         yield
 
 
 def address(tensor: Any, device: str) -> int:
-    """Return the address of a tensor, when the device has done what it was asked before; good as long as it lives."""
+    """Wait for the device, and return the address of a tensor; it holds as long as the tensor lives."""
     with naming(device):
         if not tf.config.experimental.get_synchronous_execution():
-            # TensorFlow waits for the device first, and for the op that makes the tensor then: that may hand out memory
-            # which the device was given up work for in between (source: TFE_TensorHandleDevicePointer in c_api.cc).
+            # TensorFlow waits for the device first, and then for the op that makes the tensor. That op may get memory
+            # that was freed in between, while the device still works with it; a second wait covers that (source:
+            # TFE_TensorHandleDevicePointer in c_api.cc).
             tf.experimental.dlpack.to_dlpack(tensor)
         capsule = tf.experimental.dlpack.to_dlpack(tensor)
-    # The capsule lets go of the tensor when it goes, at the end of this function.
+    # The capsule lets go of the tensor at the end of this function.
     struct = _DLTensor.from_address(_pointer_of(capsule, b"dltensor"))
     return int(struct.data) + int(struct.byte_offset)
 
 
 @contextmanager
 def naming(device: str) -> Iterator[None]:
-    """Turn what TensorFlow raises of a device into our own errors."""
+    """Turn TensorFlow's errors about a device into our own."""
     try:
         yield
     except tf.errors.ResourceExhaustedError as error:
         raise DeviceMemory(
-            f"{device} has not enough free memory: {_first_line(error)}",
-            hint="lower DeviceOptions(window_bytes=), which is what a load takes beyond the variables; free other "
+            f"{device} does not have enough free memory: {_first_line(error)}",
+            hint="lower DeviceOptions(window_bytes=), the memory that a load takes beyond the variables; free other "
             "models; or let TensorFlow take more of the device (tf.config.experimental.set_memory_growth, "
             "TF_FORCE_GPU_ALLOW_GROWTH)",
         ) from error

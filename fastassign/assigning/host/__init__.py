@@ -1,1 +1,1 @@
-"""Putting values into variables of the host."""
+"""Open batches whose memory is on the host."""

@@ -1,8 +1,8 @@
 """A function of TensorFlow's runtime that assigns many variables: put together node by node, not traced.
 
-Traced as a ``tf.function`` it would take 2 milliseconds a variable to make, because its ops are made one by one in
-Python and then rewritten by an optimiser that finds nothing to do; and each call would spend 13 microseconds an
-argument in Python. This takes 0.3 milliseconds a variable, most of them in the first call.
+To trace it as a ``tf.function`` would take 2 milliseconds a variable, because its ops would be made one by one in
+Python, and then rewritten by an optimiser that finds nothing to do; and each call would spend 13 microseconds an
+argument in Python. To put it together takes 0.3 milliseconds a variable, most of that in the first call.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tensorflow.python.eager import context
 from fastassign.assigning.host.memory import reads_copy
 from fastassign.targets.target import Target
 
-# The graph of a function is assign ops and nothing else: there is nothing to optimise.
+# The function only cuts up and assigns: there is nothing to optimise.
 _CONFIG = tf.compat.v1.ConfigProto()
 _CONFIG.graph_options.rewrite_options.disable_meta_optimizer = True
 _CONFIG_BYTES = _CONFIG.SerializeToString()
@@ -32,16 +32,16 @@ _RESOURCE, _INT32 = tf.resource.as_datatype_enum, tf.int32.as_datatype_enum
 
 
 class SlabSlice(NamedTuple):
-    """A piece of a slab, from where the one before ends.
+    """A slice of a slab; it begins at the end of the slice before.
 
     Attributes
     ----------
     target : Target
         The plain resource variable that it belongs to.
     rows : int
-        Its rows of the slab.
+        Number of rows.
     is_argument : bool
-        Whether the variable takes an argument of its own, and nothing of these rows.
+        Whether the variable gets its value from an argument instead of these rows.
     """
 
     target: Target
@@ -50,19 +50,19 @@ class SlabSlice(NamedTuple):
 
 
 class AssignFunction:
-    """Assigns variables of one CPU device and one dtype out of one tensor; goes when nobody refers to it any more.
+    """Assigns variables of one device and one dtype from one tensor; removed when the last reference to it goes.
 
     Parameters
     ----------
     slices : sequence of SlabSlice
-        The variables.
+        The slices of the slab, in order.
     row : int
-        Elements in a row of the slab: 64 bytes, so that a piece of whole rows is a value without being copied. What
-        does not fill its last row is copied.
+        Number of elements in a row of the slab, which has 64 bytes. A slice of whole rows becomes a value without being
+        copied; a value that does not fill its last row is copied.
     """
 
     def __init__(self, slices: Sequence[SlabSlice], row: int) -> None:
-        # What the op that calls it wants: an object with a name.
+        # The op that calls the function takes an object with a name.
         self.name = f"__fastassign_assign_{next(_numbers)}"
         self._handles = [piece.target.resource.handle for piece in slices]  # type: ignore[union-attr] # see `SlabSlice`
         runtime = context.context()
@@ -70,14 +70,15 @@ class AssignFunction:
         weakref.finalize(self, runtime.remove_function, self.name).atexit = False
 
     def __call__(self, slab: Any, arguments: Sequence[np.ndarray[Any, Any]] = ()) -> None:
-        """Assign.
+        """Assign the values.
 
         Parameters
         ----------
         slab : tensor
-            Of two dimensions, rows of 64 bytes; memory of TensorFlow's own that nobody writes to afterwards.
+            The slab, two-dimensional, with rows of 64 bytes. Its memory is TensorFlow's own, and must not be written to
+            afterwards.
         arguments : sequence of numpy.ndarray
-            The values of the slices that take an argument, 64-byte aligned; nobody writes to them afterwards.
+            The values of the slices that take an argument, 64-byte aligned. They must not be written to afterwards.
         """
         tf.raw_ops.StatefulPartitionedCall(
             args=[*self._handles, slab, *arguments], Tout=[], f=self, config_proto=_CONFIG_BYTES
@@ -85,7 +86,7 @@ class AssignFunction:
 
 
 class _Definition:
-    """The definition of such a function (source: TensorFlow's ``function.proto``)."""
+    """The definition of an ``AssignFunction`` (source: TensorFlow's ``function.proto``)."""
 
     def __init__(self, name: str, slices: Sequence[SlabSlice], row: int) -> None:
         self.proto = FunctionDef()

@@ -1,12 +1,12 @@
-"""Batches of a load that comes again: one tensor for all values, one call for all assignments.
+"""Batches of a repeated load: one tensor for all values, one call for all assignments.
 
-TensorFlow takes 10 to 15 microseconds for an eager op, and 30 when the other core copies memory meanwhile; in a
-function an assignment takes 2 to 5. The values are pieces of one tensor, made by one op, and become the variables'
-without being copied: on 2 cores ResNet152's 932 variables load in 41 ms, where a tensor for each large one and a copy
-of each small one took 53.
+An eager op takes TensorFlow 10 to 15 microseconds, and 30 while the other core copies memory; inside a function an
+assignment takes 2 to 5. The values are pieces of one tensor, made by one op, and become the variables' without being
+copied. On 2 cores ResNet152's 932 variables load in 41 ms; with a tensor for each large variable, and a copy of each
+small one, they took 53.
 
-A value in a numpy array as an argument costs 8 microseconds more; taken by DLPack 2, but then the thread that lets go
-of the old value waits for the interpreter's lock, which made a load slower than without a function.
+To pass a value as an argument costs 8 microseconds more for a numpy array. By DLPack it costs 2, but then the thread
+that frees the old value waits for the interpreter's lock, which made a load slower than without a function.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from fastassign.planning.batches import Batch
 from fastassign.planning.routes import ALIGNMENT
 from fastassign.targets.variables import numpy_dtype_of
 
-# A value that does not fill its last row is copied by the function; above this it is passed as an argument instead.
+# The function copies a value that does not fill its last row; above this size it is passed as an argument instead.
 _COPIED_BYTES = 128 << 10
 
 
 class Fusion:
-    """What a batch of the route ``"fused"`` keeps between loads.
+    """The function of a batch of the route ``"fused"``, which is kept between loads.
 
     Parameters
     ----------
@@ -39,15 +39,15 @@ class Fusion:
     Attributes
     ----------
     batch : Batch
-        The same.
+        The batch.
     names : list of str
-        The variables.
+        The names of its variables.
     device : str
-        Where they are.
+        The device of the variables.
     dtype : str
-        What they are.
+        The dtype of the variables.
     shape : (int, int)
-        Of the slab: rows of 64 bytes.
+        The shape of the slab, with rows of 64 bytes.
     """
 
     def __init__(self, batch: Batch) -> None:
@@ -61,7 +61,7 @@ class Fusion:
             SlabSlice(
                 placement.assignment.target,
                 placement.slab_bytes // ALIGNMENT,
-                # On a device all values are there already.
+                # On a device the whole slab is there already.
                 is_argument=not batch.lane and placement.nbytes > _COPIED_BYTES and placement.nbytes % ALIGNMENT != 0,
             )
             for placement in batch.placements
@@ -72,7 +72,7 @@ class Fusion:
         self._function = AssignFunction(slices, row)
 
     def assign(self, slab: Any, array: np.ndarray[Any, Any] | None = None) -> None:
-        """Make what the slab holds the values of the variables; ``array`` is the same memory, on the host."""
+        """Assign the values in the slab to the variables; ``array`` is the same memory, if it is on the host."""
         arguments = []
         if array is not None:
             slab_bytes = array.reshape(-1).view(np.uint8)
@@ -84,13 +84,13 @@ class Fusion:
 
 
 class Fusions:
-    """The fusions of a plan, made when they are needed; for one load at a time."""
+    """The fusions of a schedule, made when they are needed; for one load at a time."""
 
     def __init__(self) -> None:
         self._kept: dict[Batch, Fusion] = {}
 
     def of(self, batch: Batch) -> Fusion:
-        """Return that of a batch."""
+        """Return the fusion of a batch."""
         fusion = self._kept.get(batch)
         if fusion is None:
             fusion = self._kept[batch] = Fusion(batch)
@@ -103,7 +103,7 @@ class FusedBatch(HostBatch):
     Parameters
     ----------
     fusion : Fusion
-        What is kept of the batch.
+        The fusion of the batch.
     """
 
     __slots__ = ("_array", "_fusion", "_slab")
@@ -122,10 +122,10 @@ class FusedBatch(HostBatch):
         return [slab_bytes[start : start + placement.nbytes] for placement, start in members]
 
     def assign(self, journal: Journal) -> None:
-        """Assign what was read; see ``OpenBatch.assign``."""
+        """Assign the values by one call; see ``OpenBatch.assign``."""
         for placement in self.batch.placements:
             journal.remember(placement.assignment.target)
-        # Named before they change, and named still if the call fails: which of them it reached is not known.
+        # Named before they change, and still if the call fails: nothing tells which of them it reached.
         journal.assigned += self._fusion.names
         self._fusion.assign(self._slab, self._array)
         self.release()

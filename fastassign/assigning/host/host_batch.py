@@ -1,4 +1,4 @@
-"""A batch whose memory is the host's."""
+"""Open batches whose memory is on the host."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from fastassign.streaming.source import Source, fill
 
 
 class HostBatch(OpenBatch):
-    """A batch whose memory is the host's: the file is read straight into it."""
+    """An open batch whose memory is on the host: the file is read straight into it."""
 
     __slots__ = ()
 
     def jobs(self, source: Source, gap: memoryview, decode: Decode) -> Iterator[Callable[[], None]]:  # noqa: ARG002
-        """Yield what fills the memory; see ``OpenBatch.jobs``."""
+        """Yield a job for each read; see ``OpenBatch.jobs``."""
         views = self._views()
         for read in self.batch.reads:
             yield partial(fill, source, scattered(read, views, gap), read.offset, read.nbytes)

@@ -1,8 +1,8 @@
 """Values on the host: memory that TensorFlow owns, and the op that makes it a variable's value.
 
-The traps behind this page (facts: sections 1 to 3 of the TensorFlow notes): a buffer that is not 64-byte aligned
-aborts the process at the first computation; a live variable's buffer may be shared with constants of the process
-and is never written to; memory that was handed over is never written again.
+The traps (docs/internals/tensorflow.md, sections 1 to 3): a buffer that is not 64-byte aligned aborts the process at
+the first computation; the buffer of a live variable may be shared with constants of the process, so it is never written
+to; nor is memory that was handed over.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from fastassign.streaming.buffers import ArenaPool, aligned_array, is_aligned
 from fastassign.targets.deferred import DeferredVariable, has_value, raw_handle
 from fastassign.targets.variables import numpy_dtype_of
 
-# Below this, clearing the copy-on-read mark of a variable costs more than the copy that it saves.
+# For smaller values, clearing a variable's copy-on-read mark costs more than the copy that it saves.
 _COPY_ON_READ_BYTES = 1 << 20
-# Lookups are made in matrices; a variable of another rank that is marked costs one copy more, nothing else.
+# Lookups are made in matrices. If a variable of another rank is marked, that costs one more copy, nothing else.
 _LOOKUP_RANK = 2
 
 
 @cache
 def shape_tensor(shape: tuple[int, ...]) -> Any:
-    """Return a shape as a tensor, kept: a Python list costs 40 microseconds to convert at every call."""
+    """Return a shape as a tensor, cached: to convert a Python list takes 40 microseconds at every call."""
     with tf.device("CPU:0"), tf.init_scope():
         return tf.constant(shape, dtype=tf.int32, shape=(len(shape),))
 
@@ -37,7 +37,7 @@ def empty(shape: tuple[int, ...], dtype: str) -> tuple[Any, np.ndarray[Any, Any]
     Returns
     -------
     (tensor or numpy.ndarray, numpy.ndarray)
-        What to assign, and a writable array of the same memory with ``shape`` and ``dtype``.
+        The value to assign, and a writable array of the same memory with ``shape`` and ``dtype``.
     """
     # The array of a tensor without dimensions is a number, not its memory.
     if dtype not in KERNEL_DTYPES or not shape:
@@ -50,28 +50,28 @@ def empty(shape: tuple[int, ...], dtype: str) -> tuple[Any, np.ndarray[Any, Any]
 class Arena:
     """One allocation for many variables.
 
-    For eager variables the memory is a TensorFlow tensor, so that the allocator hands out warm pages and takes them
-    back when the last variable lets go. Each variable gets a numpy view of its own, which TensorFlow keeps without
-    copying. (A TensorFlow slice of memory that is not TensorFlow's would be wrong: it is updated in place by the first
-    optimizer step.) Where there are no eager tensors, for variables of a graph, the memory comes from our own pool.
+    For eager variables the memory is a TensorFlow tensor, so that the allocator hands out warm pages, and takes them
+    back when the last variable lets go of them. Each variable gets a numpy view of its own, which TensorFlow keeps
+    without copying it. (A TensorFlow slice of memory that is not TensorFlow's would be wrong: the first optimizer step
+    updates it in place.) For variables of a graph there are no eager tensors, and the memory comes from our own pool.
 
     Parameters
     ----------
     nbytes : int
-        Bytes in the arena, a multiple of 64.
+        Size of the arena in bytes, a multiple of 64.
     pool : ArenaPool, optional
-        Where the memory comes from, in place of TensorFlow's allocator.
+        The pool that the memory comes from; by default TensorFlow's allocator provides it.
 
     Attributes
     ----------
     memory : numpy.ndarray
-        All of it as bytes.
+        The whole arena as bytes.
     """
 
     def __init__(self, nbytes: int, pool: ArenaPool | None = None) -> None:
         self.memory = pool.lease(nbytes) if pool is not None else empty((nbytes,), "uint8")[1]
         if not is_aligned(self.memory):
-            raise AssertionError("TensorFlow's allocator returned memory below its own alignment")
+            raise AssertionError("TensorFlow's allocator returned memory that is not aligned to 64 bytes")
 
     def view(self, start: int, shape: tuple[int, ...], dtype: str) -> np.ndarray[Any, Any]:
         """Return the part of the arena from byte ``start`` on (a multiple of 64) as an array."""
@@ -84,9 +84,9 @@ def as_bytes(array: np.ndarray[Any, Any]) -> memoryview:
 
 
 def reads_copy(resource: Any, nbytes: int) -> bool:
-    """Whether it pays to clear a variable's copy-on-read mark before it is assigned.
+    """Tell whether it pays to clear a variable's copy-on-read mark before it is assigned.
 
-    A gather (every embedding lookup) marks its variable so that each assignment is copied.
+    A gather (every embedding lookup) marks its variable, and from then on each assignment to it copies.
     """
     return bool(nbytes >= _COPY_ON_READ_BYTES and resource.shape.rank == _LOOKUP_RANK)
 
@@ -99,11 +99,11 @@ def assign(resource: Any, value: Any, nbytes: int) -> None:
     resource : tf.Variable
         A plain resource variable on the CPU.
     value : tensor or numpy.ndarray
-        64-byte aligned, of the variable's dtype; nobody writes to it afterwards.
+        The value, 64-byte aligned, of the variable's dtype. It must not be written to afterwards.
     nbytes : int
-        Its size.
+        Size of the value in bytes.
     """
-    if type(resource) is DeferredVariable:  # nobody can have read it yet
+    if type(resource) is DeferredVariable:  # it has no value yet, so nothing can have read it
         tf.raw_ops.AssignVariableOp(resource=raw_handle(resource), value=value)
         has_value(resource)
         return

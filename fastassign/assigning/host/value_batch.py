@@ -1,4 +1,4 @@
-"""Batches with a value of its own for each variable, eager or of a TensorFlow 1 graph."""
+"""Open batches in which each variable, eager or of a TensorFlow 1 graph, has a value of its own."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ from fastassign.streaming.buffers import ArenaPool
 from fastassign.streaming.source import Source
 from fastassign.targets.variables import numpy_dtype_of
 
-# Arrays in memory are copied in jobs of about this size: small enough that all threads have work, large enough that
-# their handling does not count.
+# Arrays in memory are copied by jobs of about this size: small enough to keep all threads busy, large enough that their
+# handling does not count.
 SHARE_BYTES = 4 << 20
 
 _Copy = tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]
 
 
 class ValueBatch(HostBatch):
-    """A batch with a value of its own for each variable; small ones share an arena.
+    """An open batch in which each variable has a value of its own; small values share an arena.
 
     Parameters
     ----------
     batch : Batch
-        What is allocated.
+        The batch to allocate.
     pool : ArenaPool, optional
-        Where the memory comes from, in place of TensorFlow's allocator.
+        The pool that the memory comes from; by default TensorFlow's allocator provides it.
     """
 
     __slots__ = ("_arena", "_arrays", "_values")
 
     def __init__(self, batch: Batch, pool: ArenaPool | None = None) -> None:
         super().__init__(batch)
-        # The values, and the same memory as writable arrays of the file's bytes.
+        # The values, and the arrays to read into: the same memory, unless a value is cast.
         self._values: list[Any] = []
         self._arrays: list[np.ndarray[Any, Any]] = []
         with tf.device("CPU:0") if pool is None else nullcontext():
@@ -58,7 +58,7 @@ class ValueBatch(HostBatch):
                 self._arrays.append(array)
 
     def jobs(self, source: Source, gap: memoryview, decode: Decode) -> Iterator[Callable[[], None]]:
-        """Yield what fills the memory; see ``OpenBatch.jobs``."""
+        """Yield jobs that read, decode and copy; see ``OpenBatch.jobs``."""
         yield from super().jobs(source, gap, decode)
         for placement, array in zip(self.batch.placements, self._arrays, strict=True):
             record = placement.assignment.record
@@ -68,7 +68,7 @@ class ValueBatch(HostBatch):
             yield partial(_copy, copies)
 
     def _views(self) -> list[memoryview]:
-        # Cut out of the arena as a whole: an array costs three times as much to look at as bytes.
+        # Values in the arena are cut out of one view of it: a view of each array takes three times as long.
         arena = memoryview(b"") if self._arena is None else memory.as_bytes(self._arena.memory)
         members = zip(self.batch.placements, self.batch.arena_starts, self._values, self._arrays, strict=True)
         return [
@@ -79,7 +79,7 @@ class ValueBatch(HostBatch):
         ]
 
     def _shares(self) -> Iterator[list[_Copy]]:
-        """Cut the copies of arrays that are in memory into jobs of some size."""
+        """Group the copies of arrays in memory into jobs of about ``SHARE_BYTES``."""
         share: list[_Copy] = []
         nbytes = 0
         for placement, array in zip(self.batch.placements, self._arrays, strict=True):
@@ -104,15 +104,15 @@ class EagerBatch(ValueBatch):
     Parameters
     ----------
     batch : Batch
-        What is allocated.
+        The batch to allocate.
     """
 
     __slots__ = ()
 
     def assign(self, journal: Journal) -> None:
-        """Assign what was read; see ``OpenBatch.assign``."""
+        """Assign the values one by one; see ``OpenBatch.assign``."""
         members = zip(self.batch.placements, self._values, self._arrays, strict=True)
-        # An op whose device is named is not placed first: a quarter less time per variable.
+        # TensorFlow need not place an op whose device is named: a quarter less time per variable.
         for device, group in groupby(members, key=lambda member: member[0].assignment.target.device):
             with tf.device(device) if device else nullcontext():
                 for placement, value, array in group:
@@ -127,11 +127,11 @@ class FedBatch(ValueBatch):
     Parameters
     ----------
     batch : Batch
-        What is allocated.
+        The batch to allocate.
     session : tf.compat.v1.Session
-        Runs the assignments.
+        The session that runs the assignments.
     pool : ArenaPool
-        Where the memory comes from.
+        The pool that the memory comes from.
     """
 
     __slots__ = ("_session",)
@@ -141,7 +141,7 @@ class FedBatch(ValueBatch):
         self._session = session
 
     def assign(self, journal: Journal) -> None:
-        """Assign what was read; see ``OpenBatch.assign``."""
+        """Assign the values in one run; see ``OpenBatch.assign``."""
         assignments = [placement.assignment for placement in self.batch.placements]
         for assignment, value, array in zip(assignments, self._values, self._arrays, strict=True):
             if assignment.fit == "cast":
@@ -149,7 +149,7 @@ class FedBatch(ValueBatch):
             journal.note_cast(assignment)
         targets = [assignment.target for assignment in assignments]
         names = [target.name for target in targets]
-        # Named before they change, and named still if the run fails: which of them it reached is not known.
+        # Named before they change, and still if the run fails: nothing tells which of them it reached.
         journal.assigned += names
         graph.feed(self._session, targets, self._values)
         self.release()
@@ -163,10 +163,10 @@ def _allocate(placement: Placement, arena: memory.Arena | None, start: int) -> t
         value = arena.view(start, target.shape, target.dtype)
         return value, value if assignment.fit != "cast" else np.empty(record.shape, dtype=numpy_dtype(record.dtype))
     if target.graph is not None:
-        array = np.empty(target.shape, dtype=numpy_dtype_of(target.dtype))  # without elements
+        array = np.empty(target.shape, dtype=numpy_dtype_of(target.dtype))  # it has no elements
         return array, array
     if placement.route == "assign":
-        # An opaque record whose variable explains it is read as the variable's dtype, and arrays are cast to it.
+        # An opaque record is read as its variable's dtype, and an array in memory is cast to it.
         is_stored = assignment.fit != "reinterpret" and record.encoding != "array"
         dtype = numpy_dtype(record.dtype) if is_stored else numpy_dtype_of(target.dtype)
         array = np.empty(record.shape, dtype=dtype)
@@ -175,7 +175,7 @@ def _allocate(placement: Placement, arena: memory.Arena | None, start: int) -> t
 
 
 def _copy(copies: list[_Copy]) -> None:
-    """Copy arrays, with numpy's casts."""
+    """Copy arrays, cast by numpy's rules."""
     for target, source in copies:
         np.copyto(target, source, casting="unsafe")
 
