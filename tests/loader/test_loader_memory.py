@@ -1,0 +1,71 @@
+"""Many loads take no more memory than a few."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+
+import fastassign as fa
+
+CHILD = """
+import gc, json, os, sys
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+import keras, numpy as np
+import fastassign as fa
+
+def status(field):
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith(field + ":"))
+
+paths, sizes = sys.argv[1:3], json.loads(sys.argv[3])
+layers = [keras.layers.Dense(n, use_bias=False, kernel_initializer="zeros") for n in sizes[1:]]
+model = keras.Sequential([keras.Input((sizes[0],)), *layers])
+loader = fa.Loader(model)
+figures = {}
+for how in ("load", "load_async"):
+    for turn in range(10):
+        if turn == 2:
+            gc.collect()
+            before = status("VmRSS")
+            with open("/proc/self/clear_refs", "w") as file:
+                file.write("5")  # the high-water mark begins anew
+        path = paths[turn % 2]
+        report = loader.load(path) if how == "load" else loader.load_async(path).result()
+        arrays = [v.numpy().reshape(-1) for v in model.variables]
+        assert all(set(array[::997].tolist()) == {1 + turn % 2} for array in arrays)
+        del arrays
+    figures[how] = status("VmHWM") - before
+figures["bytes"] = report.nbytes
+print(json.dumps(figures), flush=True)
+loader.load_async(paths[0])  # the process ends while it runs
+"""
+
+
+def test_ten_loads_take_no_more_memory_than_two(tmp_path):
+    """100 MB, in a process of its own, which ends while a load is under way."""
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("this system does not reset the high-water mark of memory")
+    sizes, paths = [2048, 2048, 4096, 2048, 1024], [tmp_path / f"{n}.weights.h5" for n in (1, 2)]
+    for value, path in enumerate(paths, 1):
+        with h5py.File(path, "w") as file:
+            file.create_group("vars")
+            for i, shape in enumerate(itertools.pairwise(sizes)):
+                file[f"layers/dense{f'_{i}' if i else ''}/vars/0"] = np.full(shape, value, "f4")
+    try:
+        command = [sys.executable, "-c", CHILD, *map(str, paths), json.dumps(sizes)]
+        child = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    finally:
+        for path in paths:
+            path.unlink()
+    assert child.returncode == 0, child.stderr[-3000:]
+    assert "Exception ignored" not in child.stderr
+    figures = json.loads(child.stdout.splitlines()[-1])
+    assert figures["bytes"] > 80 << 20
+    window = fa.LoadOptions().window_bytes
+    assert figures["load"] < figures["bytes"] + window, figures
+    assert figures["load_async"] < figures["bytes"] + window, figures
