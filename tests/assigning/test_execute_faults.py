@@ -18,6 +18,7 @@ from fastassign.catalog.file import WeightFile
 from fastassign.errors import ReadFailed
 from support import attacks, faults
 from support.options import load_options
+from support.profiles import seeds
 
 # Batches and reads of a few variables each, so that there is a before and an after.
 TINY = {"read_bytes": 4096, "window_bytes": 8192, "max_staging_bytes": 20_000, "index_cache": False}
@@ -130,7 +131,7 @@ class TestBadButWhole:
         assert report.assigned == len(new)
         assert source.made.calls > 5
 
-    @pytest.mark.parametrize("seed", range(12))
+    @pytest.mark.parametrize("seed", seeds(12))
     def test_any_knobs(self, case, seed):
         path, model, _, new = case
         rng = random.Random(seed)

@@ -10,7 +10,7 @@ from support import differential as d
 from support.loading import Brake, Sound, dense, values
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def files(tmp_path_factory):
     """Two files of `dense`, by their seeds, and one that does not fit."""
     folder = tmp_path_factory.mktemp("files")
@@ -20,7 +20,7 @@ def files(tmp_path_factory):
     return found
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def contents(files):
     """What is in the two files."""
     stock = d.fresh(dense)

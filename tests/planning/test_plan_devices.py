@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import assume, event, given, settings
+from hypothesis import assume, event, given
 from hypothesis import strategies as st
 
 import fastassign as fa
@@ -25,6 +25,7 @@ from fastassign.planning.routes import ALIGNMENT, DEVICE_DTYPES, DEVICE_FUSED_DT
 from fastassign.streaming.windows import Windows
 from fastassign.targets.target import Target
 from support.options import load_options
+from support.profiles import cases
 
 CATALOG = SimpleNamespace(path=Path("/somewhere/model.weights.h5"), cached=False)
 
@@ -141,7 +142,7 @@ KNOBS = st.fixed_dictionaries(
     }
 )
 
-CASES = settings(deadline=None, max_examples=25)
+CASES = cases(25)
 
 
 def matching_of(assignments):

@@ -5,11 +5,11 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from fastassign.streaming.buffers import Pool, is_aligned
+from support.profiles import cases
 
 
 def address(array):
@@ -161,5 +161,5 @@ class PoolMachine(RuleBasedStateMachine):
         assert self.pool.idle_bytes == idle <= self.pool.keep_bytes
 
 
-PoolMachine.TestCase.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
+PoolMachine.TestCase.settings = cases(30, stateful_step_count=25)
 TestPool = PoolMachine.TestCase

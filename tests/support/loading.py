@@ -16,7 +16,7 @@ from support import models
 from support.options import load_options
 
 # No wait in here lasts, unless something is wrong.
-LONG = 30
+LONG = 120
 MADE, KEPT, AGAIN = "made", "kept", "made again: "
 OTHER_STRUCTURE = AGAIN + "the file is of another structure than the one before"
 

@@ -8,7 +8,7 @@ import pytest
 from support.pairs import values
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def files(tmp_path_factory):
     """Two files with a bit of everything."""
     paths = []

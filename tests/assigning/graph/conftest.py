@@ -31,8 +31,9 @@ def session(graph):
         yield made
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def files(tmp_path_factory):
+    """The files of `graph_modes`, with weights and predictions beside them; nothing writes into them."""
     folder = tmp_path_factory.mktemp("modes")
     graph_modes.write_files(folder)
     return folder
