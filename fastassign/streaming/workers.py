@@ -84,11 +84,12 @@ class Workers:
     def stop(self) -> None:
         """Drop the jobs that have not begun, wait for those that have."""
         self._stopped = True
-        started = [thread for thread in self._threads if thread.ident is not None]
-        for _ in started:
-            self._jobs.put(None)
-        for thread in started:
-            thread.join()
+        self._jobs.put(None)
+        # One that Ctrl-C interrupted while it was started may run without a sign of it: it can't be waited for, finds
+        # no job, and ends.
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join()
         # Errors that nobody collected hold what their threads stood in, this object included.
         self._done = SimpleQueue()
 
@@ -103,3 +104,4 @@ class Workers:
                 self._done.put((tag, error))
             else:
                 self._done.put((tag, None))
+        self._jobs.put(None)  # for the next one

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -28,7 +29,7 @@ def test_every_job_is_done_once_and_comes_back(count):
 def test_jobs_come_back_as_they_end(count):
     first = threading.Event()
     with Workers(count) as workers:
-        workers.submit(0, lambda: first.wait(5))
+        workers.submit(0, lambda: first.wait(60))
         while workers._jobs.qsize():  # a reader has it
             time.sleep(0.001)
         for i in range(1, 4):
@@ -82,8 +83,40 @@ def test_stopping_waits_for_what_has_begun():
 
     with Workers(2) as workers:
         workers.submit(0, job)
-        began.wait(5)
+        began.wait(60)
     assert ended == [1]  # so that no reader writes into a buffer that was let go
+
+
+def test_ctrl_c_while_a_reader_starts():
+    """It runs, and does not show yet that it does: it ends, and nobody waits for one that can't."""
+
+    class Starting(threading.Thread):
+        hidden = True
+
+        @property
+        def ident(self):
+            return None if self.hidden else super().ident
+
+        def start(self):
+            super().start()
+            raise KeyboardInterrupt
+
+    workers = Workers(4)
+    hidden = Starting(target=workers._work, daemon=True)
+    workers._threads[1] = hidden
+
+    def enter():
+        with suppress(KeyboardInterrupt):
+            workers.__enter__()
+
+    stopping = threading.Thread(target=enter, daemon=True)
+    stopping.start()
+    stopping.join(60)
+    assert not stopping.is_alive()
+    hidden.hidden = False
+    hidden.join(60)
+    assert not hidden.is_alive()
+    assert readers() == []
 
 
 def test_stopping_twice_and_without_jobs():
