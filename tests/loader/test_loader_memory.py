@@ -28,26 +28,31 @@ model = keras.Sequential([keras.Input((sizes[0],)), *layers])
 loader = fa.Loader(model)
 figures = {}
 for how in ("load", "load_async"):
+    loads = figures[how] = []
     for turn in range(10):
-        if turn == 2:
-            gc.collect()
-            before = status("VmRSS")
-            with open("/proc/self/clear_refs", "w") as file:
-                file.write("5")  # the high-water mark begins anew
         path = paths[turn % 2]
+        gc.collect()
+        before = status("VmRSS")
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # the high-water mark begins anew
         report = loader.load(path) if how == "load" else loader.load_async(path).result()
-        arrays = [v.numpy().reshape(-1) for v in model.variables]
-        assert all(set(array[::997].tolist()) == {1 + turn % 2} for array in arrays)
-        del arrays
-    figures[how] = status("VmHWM") - before
+        loads.append({"before": before, "peak": status("VmHWM"), "after": status("VmRSS")})
+        for variable in model.variables:  # one at a time: an array is a copy
+            assert set(variable.numpy().reshape(-1)[::997].tolist()) == {1 + turn % 2}
 figures["bytes"] = report.nbytes
 print(json.dumps(figures), flush=True)
 loader.load_async(paths[0])  # the process ends while it runs
 """
 
+# Of the C library: memory of this size goes back to the system when it is freed, and is not kept in a heap that has
+# holes. What is resident is then what somebody holds; TensorFlow's own pool, with oneDNN, keeps what it has.
+EXACT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
 
-def test_ten_loads_take_no_more_memory_than_two(tmp_path):
-    """100 MB, in a process of its own, which ends while a load is under way."""
+
+@pytest.mark.slow
+@pytest.mark.parametrize("onednn", ["0", "1"])
+def test_ten_loads_take_no_more_memory_than_two(onednn, tmp_path):
+    """100 MB, in a process of its own, which ends while a load is under way; with both of TensorFlow's allocators."""
     if not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("this system does not reset the high-water mark of memory")
     sizes, paths = [2048, 2048, 4096, 2048, 1024], [tmp_path / f"{n}.weights.h5" for n in (1, 2)]
@@ -56,9 +61,11 @@ def test_ten_loads_take_no_more_memory_than_two(tmp_path):
             file.create_group("vars")
             for i, shape in enumerate(itertools.pairwise(sizes)):
                 file[f"layers/dense{f'_{i}' if i else ''}/vars/0"] = np.full(shape, value, "f4")
+    smallest = 4 * min(one * other for one, other in itertools.pairwise(sizes))
     try:
         command = [sys.executable, "-c", CHILD, *map(str, paths), json.dumps(sizes)]
-        child = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        environment = {**os.environ, **EXACT, "TF_ENABLE_ONEDNN_OPTS": onednn}
+        child = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=environment)
     finally:
         for path in paths:
             path.unlink()
@@ -66,6 +73,9 @@ def test_ten_loads_take_no_more_memory_than_two(tmp_path):
     assert "Exception ignored" not in child.stderr
     figures = json.loads(child.stdout.splitlines()[-1])
     assert figures["bytes"] > 80 << 20
-    window = fa.LoadOptions().window_bytes
-    assert figures["load"] < figures["bytes"] + window, figures
-    assert figures["load_async"] < figures["bytes"] + window, figures
+    most = figures["bytes"] + fa.LoadOptions().window_bytes
+    for loads in (figures["load"], figures["load_async"]):
+        assert max(load["peak"] for load in loads[2:]) - loads[2]["before"] < most, figures
+        # What the first few leave, the pool's growth included, the others leave too: not one variable more.
+        early, late = (max(load["after"] for load in part) for part in (loads[:5], loads[5:]))
+        assert late - early < smallest, figures
