@@ -5,6 +5,10 @@ VENV := .venv
 OLDEST := .venv-oldest
 PIP := -m pip --disable-pip-version-check -qq
 ARGS ?=
+# Processes that run the tests, and times as many random cases in a thorough run, which begin at a seed.
+WORKERS ?= 2
+TIMES ?= 20
+SEED ?= $(shell date +%s)
 
 # Files that real Keras versions wrote lie beside the project where they are at hand; their tests skip elsewhere.
 ifndef FASTASSIGN_CORPUS
@@ -13,7 +17,8 @@ export FASTASSIGN_CORPUS := $(abspath ../shared/corpus/files)
 endif
 endif
 
-.PHONY: help env demo test test-oldest bench check lint types format docs figures dist clean distclean
+.PHONY: help env demo test test-fast test-thorough test-processor test-oldest coverage bench check lint types format \
+    docs figures dist clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name text; do \
@@ -24,11 +29,29 @@ env: $(VENV)/.made ## make the environment .venv: fastassign, editable, with Ten
 demo: $(VENV)/.made ## show what fastassign does, on a model made on the spot
 	@$(VENV)/bin/fastassign demo $(ARGS)
 
-test: $(VENV)/.made ## run the tests (ARGS="-k planner" narrows them)
-	@$(VENV)/bin/pytest $(ARGS)
+test: $(VENV)/.made ## run the tests (ARGS="-k planner" narrows them, ARGS="-n 0" uses one process)
+	@$(VENV)/bin/pytest -n $(WORKERS) $(ARGS)
+
+test-fast: $(VENV)/.made ## run what a change to one room needs: make test-fast ROOM=matching
+	@$(VENV)/bin/pytest -n $(WORKERS) -m "not slow" $(if $(ROOM),tests/$(ROOM) tests/package/test_layout.py) $(ARGS)
+
+test-thorough: $(VENV)/.made ## run the tests with many random cases; SEED=... runs the same again
+	@FASTASSIGN_THOROUGH=$(TIMES) FASTASSIGN_SEED=$(SEED) \
+	    $(VENV)/bin/pytest -n $(WORKERS) --hypothesis-seed=$(SEED) $(ARGS)
+
+# TensorFlow allocates memory in one way where it uses oneDNN, and in another on processors where it does not.
+test-processor: $(VENV)/.made ## run the tests that depend on the maker of the processor, as if on either
+	@for onednn in 0 1; do \
+	    TF_ENABLE_ONEDNN_OPTS=$$onednn $(VENV)/bin/pytest -n $(WORKERS) -m processor $(ARGS) || exit 1; done
 
 test-oldest: $(OLDEST)/.made ## run the tests with the oldest supported versions, in .venv-oldest
-	@$(OLDEST)/bin/pytest $(ARGS)
+	@$(OLDEST)/bin/pytest -n $(WORKERS) $(ARGS)
+
+coverage: $(VENV)/.made ## run the tests and print which lines and branches they cover, child processes included
+	@rm -rf build/coverage
+	@$(VENV)/bin/coverage run -m pytest -n $(WORKERS) $(ARGS)
+	@$(VENV)/bin/coverage combine -q
+	@$(VENV)/bin/coverage report
 
 bench: $(VENV)/.made ## run the benchmarks: ratios to stock and to the limit of the hardware
 	@$(VENV)/bin/pytest benchmarks --benchmark-enable $(ARGS)

@@ -69,7 +69,8 @@ def with_peaks(device: str, action: Callable[[], Any]) -> dict[str, Any]:
     -------
     dict
         ``device_extra_bytes``, by TensorFlow's allocator, and ``host_extra_bytes``, of the resident set; what could
-        not be measured is missing, and ``unmeasured`` says why.
+        not be measured is missing, and ``unmeasured`` says why: an allocator may keep no statistics, as that of a CPU
+        where TensorFlow leaves oneDNN off.
     """
     unmeasured: list[str] = []
     host = _guarded(_reset_host, unmeasured)
@@ -84,7 +85,13 @@ def with_peaks(device: str, action: Callable[[], Any]) -> dict[str, Any]:
 
 
 def device_info(device: str) -> dict[str, int]:
-    """Return the bytes that TensorFlow counts for a device: now (``current``), and at the highest (``peak``)."""
+    """Return the bytes that TensorFlow counts for a device: now (``current``), and at the highest (``peak``).
+
+    Raises
+    ------
+    ValueError
+        TensorFlow does not know the device, or its allocator keeps no statistics.
+    """
     import tensorflow as tf
 
     info: dict[str, int] = tf.config.experimental.get_memory_info(device)

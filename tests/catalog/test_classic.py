@@ -17,11 +17,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from fastassign.catalog.classic.index import read_contents
 from fastassign.catalog.policy import Limits
+from support.profiles import cases
 
 TEXT_ATTRIBUTE = re.compile(r"(layer_names|weight_names)\d*|keras_version|backend|name")
 CORPUS = os.environ.get("FASTASSIGN_CORPUS")
@@ -370,7 +371,7 @@ class TestAccepted:
     def test_empty(self):
         assert check(made(lambda file: None)).groups == {"": ()}
 
-    @settings(max_examples=40, deadline=None)
+    @cases(40)
     @given(st.data())
     def test_any_tree(self, data):
         names = st.text(
@@ -633,7 +634,7 @@ class TestDamage:
                 break
         assert answered > 100  # a change in tensor data or a name does no harm
 
-    @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @cases(300, suppress_health_check=[HealthCheck.too_slow])
     @given(st.lists(st.tuples(st.integers(0, 1 << 20), st.binary(min_size=1, max_size=9)), min_size=1, max_size=4))
     def test_bytes_overwritten(self, changes):
         damaged = bytearray(self.RAW)

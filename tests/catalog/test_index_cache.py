@@ -12,13 +12,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 import fastassign as fa
 from fastassign.catalog import index_cache
 from fastassign.catalog.file import WeightFile
 from support import attacks
+from support.profiles import cases
 
 
 @pytest.fixture
@@ -334,7 +335,7 @@ class TestHarm:
         os.truncate(entry, 1 << 40)  # sparse: a terabyte that takes no space
         assert load(path)[0] is None
 
-    @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @cases(300, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(data=st.data())
     def test_any_bytes_with_a_right_checksum(self, path, entry, data):
         """There is never an error, and never an extent out of the file."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import h5py
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 import fastassign as fa
@@ -18,10 +18,9 @@ from fastassign.errors import NotAFile, NotFound
 from fastassign.loader import fingerprint as module
 from fastassign.loader.fingerprint import Fingerprint
 from support import attacks
+from support.profiles import cases
 
-EXAMPLES = settings(
-    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+EXAMPLES = cases(40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def plain(path):

@@ -14,6 +14,7 @@ from keras.src.saving import saving_lib
 
 from fastassign.targets.keras3 import Keras3Targets
 from support.differential import check, fresh, needs_keras_3_15, saved, twins
+from support.profiles import seeds
 
 L = keras.layers
 
@@ -262,7 +263,7 @@ def builder(spec):
     return lambda: Maker().make(spec)
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", seeds(30))
 def test_same_model(seed, tmp_path):
     rng = random.Random(seed)
     spec = describe_root(rng)
@@ -271,7 +272,7 @@ def test_same_model(seed, tmp_path):
 
 
 @needs_keras_3_15
-@pytest.mark.parametrize("seed", range(100))
+@pytest.mark.parametrize("seed", seeds(100))
 def test_changed_model(seed, tmp_path):
     rng = random.Random(1000 + seed)
     spec = describe_root(rng)
@@ -285,7 +286,7 @@ def test_changed_model(seed, tmp_path):
     check(builder(other), path, skip_mismatch=seed % 3 == 0, skip=skip if seed % 5 == 0 else None)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", seeds(20))
 def test_what_the_walk_looks_at(seed):
     """Every object's children, in order, are those that Keras' walk would do something with."""
     model = fresh(builder(describe_root(random.Random(2000 + seed))))

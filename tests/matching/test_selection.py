@@ -6,7 +6,7 @@ import functools
 import h5py
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 import fastassign as fa
@@ -27,6 +27,7 @@ from support.differential import (
     write_legacy,
 )
 from support.models import backbone, chain, compiled, larger, nested, with_own_weights
+from support.profiles import cases
 
 BOTH = pytest.mark.parametrize("suffix", [".h5", ".weights.h5"])
 
@@ -160,7 +161,7 @@ def folder(tmp_path_factory):
 
 
 @BOTH
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@cases(12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(order=st.permutations(range(4)), as_function=st.booleans())
 def test_a_bijection_is_what_stock_makes_of_the_renamed_file(k, suffix, order, as_function, folder):
     path, ours, stocks = permuted(k, suffix, folder)

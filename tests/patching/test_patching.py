@@ -369,17 +369,3 @@ def test_the_import_hook_leaves_other_finders_their_say(monkeypatch, tmp_path):
         patched.delitem(sys.modules, "some_library")
     assert module.value == 1 and told == ["some_library"] == asked
     assert module.__spec__.loader is module.__loader__ and type(module.__loader__).__module__ != hook.__module__
-
-
-# The differential tests
-
-
-def test_the_tests_that_load_themselves_pass_accelerated(request):
-    """`check` loads by both; these tests do without it."""
-    if request.config.getoption("accelerated"):
-        pytest.skip("this is the run that the test would start")
-    files = [str(TESTS / "targets" / f"test_{name}_contexts.py") for name in ("keras3", "tf_keras")]
-    command = [sys.executable, "-m", "pytest", "--accelerated", "-q", "-p", "no:cacheprovider", *files]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=TESTS.parent)
-    assert done.returncode == 0, done.stdout[-5000:]
-    assert " passed" in done.stdout

@@ -3,12 +3,13 @@
 import itertools
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastassign.catalog.records import Extent
 from fastassign.planning import coalesce as module
 from fastassign.planning.coalesce import GAP, MAX_PIECES, Read, Span, coalesce, overlapping, split_batches
+from support.profiles import cases
 
 KNOBS = {"read_bytes": st.integers(1, 200), "gap_bytes": st.integers(0, 50)}
 
@@ -93,7 +94,7 @@ def test_overlapping_spans_are_each_read_whole(spans, knobs):
     assert all((counts == 1).all() for counts in written.values())
 
 
-@settings(max_examples=20)
+@cases(20)
 @given(spans(max_size=200), st.integers(2, 8))
 def test_pieces_are_bounded(spans, most):
     old = module.MAX_PIECES

@@ -4,7 +4,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fastassign as fa
@@ -67,7 +67,6 @@ KNOBS = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None)
 @given(loads(), KNOBS)
 def test_every_variable_is_placed_once_and_every_byte_read_once(assignments, knobs):
     plan = make(assignments, **knobs)
@@ -97,7 +96,6 @@ def test_every_variable_is_placed_once_and_every_byte_read_once(assignments, kno
     assert plan.nbytes == sum(each.record.nbytes for each in assignments)
 
 
-@settings(deadline=None)
 @given(loads(), KNOBS)
 def test_arenas_hold_their_variables_apart_and_aligned(assignments, knobs):
     for batch in make(assignments, **knobs).schedule.batches:
@@ -128,7 +126,6 @@ def staged(plan):
     return most
 
 
-@settings(deadline=None)
 @given(loads(), KNOBS, st.booleans())
 def test_staging_is_bounded_and_said(assignments, knobs, atomic):
     total = sum(each.record.nbytes for each in assignments)
@@ -145,7 +142,6 @@ def test_staging_is_bounded_and_said(assignments, knobs, atomic):
         assert plan.staging_bytes >= total
 
 
-@settings(deadline=None)
 @given(loads(), KNOBS, st.booleans(), st.integers(0, 59_999))
 def test_the_least_that_works_works_and_less_does_not(assignments, knobs, atomic, limit):
     knobs["max_staging_bytes"] = limit

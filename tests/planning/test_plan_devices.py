@@ -5,7 +5,7 @@ import random
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import assume, event, given, settings
+from hypothesis import assume, event, given
 from hypothesis import strategies as st
 
 import fastassign as fa
@@ -24,6 +24,7 @@ from fastassign.streaming.windows import Windows
 from fastassign.targets.target import Target
 from support.options import load_options
 from support.plans import plan_of
+from support.profiles import cases
 
 PREFIX = "/job:localhost/replica:0/task:0/device:"
 HOST, FIRST, SECOND, FAR = (f"{PREFIX}{name}" for name in ("CPU:0", "GPU:0", "GPU:1", "GPU:2"))
@@ -138,7 +139,7 @@ KNOBS = st.fixed_dictionaries(
     }
 )
 
-CASES = settings(deadline=None, max_examples=25)
+CASES = cases(25)
 
 
 def matching_of(assignments):

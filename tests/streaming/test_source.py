@@ -31,7 +31,7 @@ def buffers_of(sizes):
     return memory, [memoryview(one) for one in memory]
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     sizes=st.lists(st.integers(0, 40), min_size=1, max_size=12),
     offset=st.integers(0, 4000),

@@ -28,8 +28,8 @@ def test_every_job_is_done_once_and_comes_back(count):
 def test_jobs_come_back_as_they_end(count):
     first = threading.Event()
     with Workers(count) as workers:
-        workers.submit(0, lambda: first.wait(5))
-        while workers._jobs.qsize():  # until a reader has taken it
+        workers.submit(0, lambda: first.wait(60))
+        while workers._jobs.qsize():  # a reader has it
             time.sleep(0.001)
         for i in range(1, 4):
             workers.submit(i, lambda: None)
@@ -82,8 +82,8 @@ def test_stopping_waits_for_jobs_that_have_begun():
 
     with Workers(2) as workers:
         workers.submit(0, job)
-        began.wait(5)
-    assert ended == [1]  # so no reader writes into a buffer that was released
+        began.wait(60)
+    assert ended == [1]  # so that no reader writes into a buffer that was let go
 
 
 def test_stopping_twice_and_without_jobs():

@@ -280,10 +280,11 @@ def stock_load(model, path, **arguments):
     return observe(lambda: model.load_weights(str(path), **arguments))
 
 
-# Set by `pytest --accelerated`: `our_load` is then what `accelerated_load` is.
+# Set by `pytest --accelerated` and the fixture `both_ways`: `our_load` is then what `accelerated_load` is.
 ACCELERATED = False
 
-# Set by `pytest --on-device`: models stand on a simulated device, and our loads go there through small slots.
+# Set by `pytest --on-device` and the fixture `copies`: models stand on a simulated device, and our loads go there
+# through small slots.
 ON_DEVICE = False
 COPIES = []
 

@@ -11,6 +11,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 # A card has to serve the programs that the tests start, too.
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+# Small models gain nothing from many threads, and two test processes would have them wait for each other. The
+# environment, so that it holds for programs that the tests start, too.
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import tensorflow as tf
 

@@ -24,6 +24,8 @@ from support.differential import (
 )
 from support.models import functional
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 
 def build():
     return functional(keras)

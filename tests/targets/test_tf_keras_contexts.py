@@ -8,6 +8,8 @@ import tf_keras
 from support.differential import check, fill, fresh, our_load, perturb, saved, stock_load, twins, value_of
 from support.models import functional
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 
 def build():
     return functional(tf_keras)
