@@ -430,10 +430,12 @@ class TestThreads:
 def planned(path, *, dtype="float32", device=GPU, devices=None, **how):
     """Plan a load of a file into variables that do not exist, on a device that does not."""
     catalog = fa.inspect(path)
-    matching = Matching(library="tensorflow", layout="named")
-    for record in catalog.contents.records.values():
-        target = Target(record.key, record.shape, dtype, object(), object(), device)
-        matching.assignments[id(target)] = Assignment(record, target, "same" if dtype == "float32" else "cast")
+    fit = "same" if dtype == "float32" else "cast"
+    assignments = [
+        Assignment(record, Target(record.key, record.shape, dtype, object(), object(), device), fit)
+        for record in catalog.contents.records.values()
+    ]
+    matching = Matching("tensorflow", "named", {id(each.target): each for each in assignments})
     devices = find_devices([device], kernels=True) if devices is None else devices
     return make_plan(catalog, matching, load_options(**how), devices=devices)
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastassign.catalog.catalog import Catalog
 from fastassign.catalog.keras_legacy import LegacyContents, SavedLayer
 from fastassign.catalog.records import Contents
 from fastassign.errors import Mismatch
-from fastassign.matching.keras3.walk import Walk
+from fastassign.matching.keras3.keras_walk import KerasWalk
+from fastassign.matching.keras3.names import names_of
+from fastassign.matching.keras3.tf_keras_walk import TfKerasWalk
+from fastassign.matching.keras3.walk import Visitor
 from fastassign.matching.mismatch.alignment import WeightGroup
 from fastassign.matching.mismatch.diff import Diff, make_diff
 from fastassign.matching.selection import path_below
@@ -50,7 +54,7 @@ def _diff(model: ModelTargets, catalog: Catalog, saved: LegacyContents | None) -
     if saved is not None:
         parts, wanted = _legacy_file(catalog.contents, saved), _legacy_model(model)
     else:
-        parts, wanted = _keras3_file(catalog.contents), _Listing(model, catalog).parts()
+        parts, wanted = _keras3_file(catalog.contents), _Listing(model).parts()
     return make_diff(parts, wanted, by_rank=saved is not None) if parts and wanted else None
 
 
@@ -97,28 +101,41 @@ def _number(weight: tuple[str, Any]) -> tuple[int, str]:
     return (int(weight[0]) if weight[0].isdecimal() else -1, weight[0])
 
 
-class _Listing(Walk):
-    """The walk of a load that only lists what it would look for."""
+class _Listing(Visitor):
+    """Lists the groups that a walk looks for, instead of matching them."""
 
-    def __init__(self, model: ModelTargets, catalog: Catalog) -> None:
-        super().__init__(model, catalog, skip_mismatch=True)
+    def __init__(self, model: ModelTargets) -> None:
+        self._model = model
         self._found: dict[str, tuple[str, tuple[tuple[str, tuple[int, ...]], ...]]] = {}
 
     def parts(self) -> list[WeightGroup]:
-        self.visit_all()
+        """Walk over the model, and return its groups."""
+        if self._model.library == "keras":
+            KerasWalk(self._model, self).run()
+        else:
+            TfKerasWalk(self._model, self, skip_failures=True).run()
         around = [where for where, _ in self._found.values()]
         return [
-            # The name of a layer reads better than its place, where it stands for that layer alone.
+            # The name of a layer reads better than its path in the file, if only that layer has it.
             WeightGroup(group, weights, (_escaped(where if _is_alone(where, around) else group),))
             for group, (where, weights) in self._found.items()
         ]
 
-    def _own(self, obj: Any, path: str) -> None:
+    def visit(self, obj: Any, path: str, around: Sequence[str]) -> None:
         own = self._model.own(obj)
         if own.kind == "listed" and own.variables:
             group = f"{path}/vars" if path else "vars"
             weights = tuple((str(i), target.shape) for i, target in enumerate(own.variables))
-            self._found[group] = (self._where(obj, path), weights)
+            self._found[group] = (names_of(around, obj, path), weights)
+
+    def visit_again(self, obj: Any, path: str, around: Sequence[str]) -> None:
+        pass
+
+    def has_path(self, path: str) -> bool:  # noqa: ARG002 - here all that the model has is listed
+        return True
+
+    def lose(self, objects: Sequence[Any], path: str) -> None:
+        pass
 
 
 def _is_alone(where: str, others: list[str]) -> bool:

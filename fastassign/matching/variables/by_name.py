@@ -10,14 +10,14 @@ from fastassign.catalog.catalog import Catalog
 from fastassign.catalog.keras_legacy import is_legacy, read_legacy
 from fastassign.catalog.records import TensorRecord
 from fastassign.errors import Mismatch
-from fastassign.matching.assignment import Matching
+from fastassign.matching.builder import MatchingBuilder
 from fastassign.targets.target import Target
 
 if TYPE_CHECKING:
     from fastassign.targets.bare import BareTargets
 
 
-def match_by_key(variables: BareTargets, catalog: Catalog, *, skip_mismatch: bool) -> Matching:
+def match_by_key(variables: BareTargets, catalog: Catalog, *, skip_mismatch: bool) -> MatchingBuilder:
     """Match variables to tensors: by the whole HDF5 path, else by the end of it where only one ends like that.
 
     TensorFlow's output number (``":0"``) counts neither in the file nor in the name. In a file with layers
@@ -28,18 +28,18 @@ def match_by_key(variables: BareTargets, catalog: Catalog, *, skip_mismatch: boo
     Mismatch
         A variable has no tensor, more than one, or one of another shape; all of them are named.
     """
-    matching = Matching(library=variables.library, layout="named")
+    builder = MatchingBuilder(variables.library, "named")
     ends = _by_end(_weights(catalog))
     problems: list[str] = []
     first: Mismatch | None = None
     for name in variables.named:
         try:
             record = _record(name, ends, catalog)
-            matching.assign(record, _target(name, variables, record))
+            builder.assign(record, _target(name, variables, record))
         except Mismatch as error:
             first = first or error
             problems.append(str(error))
-            matching.skipped.append(str(error))
+            builder.skip(str(error))
     if first is not None and not skip_mismatch:
         if len(problems) == 1:
             raise first
@@ -48,7 +48,7 @@ def match_by_key(variables: BareTargets, catalog: Catalog, *, skip_mismatch: boo
             variable=first.variable,
             hint=first.hint,
         )
-    return matching
+    return builder
 
 
 def _weights(catalog: Catalog) -> Iterable[TensorRecord]:
