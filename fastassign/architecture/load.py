@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from fastassign.architecture.optimizer import pairs
-from fastassign.architecture.slots import read_state
+from fastassign.architecture.library import ModelLibrary, find_library
+from fastassign.architecture.restore import restore_optimizer
 from fastassign.catalog.catalog import Catalog
-from fastassign.catalog.keras_legacy import optimizer_tensors, read_legacy
-from fastassign.errors import Changed, FastAssignError, Malformed, Mismatch
+from fastassign.errors import Changed, Malformed, Mismatch
 from fastassign.gc_pause import gc_paused
 from fastassign.matching.match import Request
 from fastassign.options import LoadOptions
 from fastassign.pipeline import LoadSpec
 from fastassign.planning.plan import Plan
 from fastassign.report import Report
+from fastassign.targets.deferred_init import deferred_init
 from fastassign.targets.discover import check_tensorflow
 from fastassign.targets.target import Layout
-from fastassign.verbs import assign
 
 if TYPE_CHECKING:
     from fastassign.architecture.saved import SavedModel
@@ -82,14 +78,12 @@ def load_model(
 
     options = options or LoadOptions()
     saved = read_saved(path)
-    library = _library(options)
+    library = find_library(options)
     begin = time.perf_counter()
-    # The garbage collector would look through all that a model is made of, again and again.
+    order = _Order(library, saved, custom_objects or {}, compile, safe_mode, options)
+    # Without the pause the garbage collector would look through every object of the model again and again.
     with gc_paused(), deferred_init():
-        if saved.format == "archive":
-            model, report = _from_archive(library, saved, custom_objects or {}, compile, safe_mode, options)
-        else:
-            model, report = _from_hdf5(library, saved, custom_objects or {}, compile, safe_mode, options)
+        model, report = _from_archive(order) if saved.format == "archive" else _from_hdf5(order)
     for variable in library.variables(model):
         settle(variable)
     report = replace(report, seconds={**report.seconds, "total": time.perf_counter() - begin})
@@ -98,181 +92,84 @@ def load_model(
     return model
 
 
-@contextmanager
-def deferred_init() -> Iterator[None]:
-    """Build models without making initial values: each variable gets its own when it is used first, or loaded.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Order:
+    """What ``load_model`` was asked for."""
 
-    Around code that builds a model of Keras 3 or tf_keras whose weights come from a file:
-
-    >>> with fa.deferred_init():  # doctest: +SKIP
-    ...     model = build()
-    >>> fa.load_weights(model, path)  # doctest: +SKIP
-
-    What the file does not cover gets the initial value that its own initialiser makes, at the first use. Initialisers
-    of Keras 3 hold their seeds, so that the values are those that building without this would give; tf_keras draws them
-    from TensorFlow's global generator, where the order of the draws matters.
-
-    Variables of a ``tf.distribute`` strategy, of TensorFlow 1 graphs, with values given as arrays, or under another
-    ``tf.variable_creator_scope`` are made as ever. Holds for the thread that enters it.
-    """
-    check_tensorflow()
-    from fastassign.targets.deferred import deferred
-
-    with deferred():
-        yield
+    library: ModelLibrary
+    saved: SavedModel
+    custom_objects: Mapping[str, Any]
+    compiled: bool
+    safe_mode: bool
+    options: LoadOptions
 
 
-def _from_archive(
-    library: ModuleType,
-    saved: SavedModel,
-    custom_objects: Mapping[str, Any],
-    compiled: bool,
-    safe_mode: bool,
-    options: LoadOptions,
-) -> tuple[Any, Report]:
+def _from_archive(order: _Order) -> tuple[Any, Report]:
+    library, saved = order.library, order.saved
     begin = time.perf_counter()
-    model, changes = library.build_archive(saved, custom_objects, compiled=compiled, safe_mode=safe_mode)
+    model, changes = library.build_archive(
+        saved, order.custom_objects, compiled=order.compiled, safe_mode=order.safe_mode
+    )
     built = time.perf_counter() - begin
-    report = _plan(model, saved, options, "keras3").execute()
+    plan, _ = _plan(model, order, "keras3")
+    report = plan.execute()
     library.load_assets(model, saved.path)
     return model, replace(report, upgraded=changes, seconds={**report.seconds, "build": built})
 
 
-def _from_hdf5(
-    library: ModuleType,
-    saved: SavedModel,
-    custom_objects: Mapping[str, Any],
-    compiled: bool,
-    safe_mode: bool,
-    options: LoadOptions,
-) -> tuple[Any, Report]:
-    known = library.all_objects(custom_objects)
+def _from_hdf5(order: _Order) -> tuple[Any, Report]:
+    library, saved = order.library, order.saved
+    known = library.all_objects(order.custom_objects)
     begin = time.perf_counter()
-    model, changes = library.build(saved, known, safe_mode=safe_mode)
+    model, changes = library.build(saved, known, safe_mode=order.safe_mode)
     built = time.perf_counter() - begin
-    plan = _plan(model, saved, options, "legacy")
+    plan, catalog = _plan(model, order, "legacy")
     report = plan.execute()
     report = replace(report, upgraded=changes, seconds={**report.seconds, "build": built})
-    return model, _train_on(library, model, saved, known, plan, report, options) if compiled else report
+    if not order.compiled:
+        return model, report
+    if saved.training is None:
+        logging.getLogger("absl").warning(
+            "No training configuration found in the save file, so the model was *not* compiled. Compile it manually."
+        )
+        return model, report
+    changes = _compile(order, model, saved.training, known)
+    left = restore_optimizer(library, model, saved, catalog, plan.matching, order.options)
+    return model, replace(report, upgraded=(*report.upgraded, *changes), optimizer_left=left)
 
 
-def _plan(model: Any, saved: SavedModel, options: LoadOptions, layout: Layout) -> Plan:
-    """Plan the load of the weights, from the very file that the model was built from."""
-    plan = LoadSpec(model=model, request=Request(), options=options, layout=layout).plan(saved.path)
-    if isinstance(plan.catalog, Catalog) and plan.catalog.identity != saved.identity:
+def _plan(model: Any, order: _Order, layout: Layout) -> tuple[Plan, Catalog]:
+    """Plan the load of the weights, from the very file that the model was built from; return that file too.
+
+    Raises
+    ------
+    Changed
+        It is another file now.
+    """
+    saved = order.saved
+    plan = LoadSpec(model=model, request=Request(), options=order.options, layout=layout).plan(saved.path)
+    catalog = plan.catalog
+    if not isinstance(catalog, Catalog) or catalog.identity != saved.identity:
         raise Changed(
             f"{saved.path} was modified or replaced while its model was built",
             file=saved.path,
             hint="load it again",
         )
-    return plan
+    return plan, catalog
 
 
-def _library(options: LoadOptions) -> ModuleType:
-    # What is imported here imports TensorFlow and one of the libraries.
-    name: Literal["keras", "tf_keras"] = options.library or (
-        # What `tf.keras` is in this process.
-        "tf_keras" if os.environ.get("TF_USE_LEGACY_KERAS", "").lower() in {"true", "1"} else "keras"
-    )
-    return importlib.import_module(f"fastassign.architecture.{'keras3' if name == 'keras' else name}")
-
-
-def _train_on(
-    library: ModuleType,
-    model: Any,
-    saved: SavedModel,
-    known: Mapping[str, Any],
-    plan: Plan,
-    report: Report,
-    options: LoadOptions,
-) -> Report:
-    """Compile a model, and give its optimizer the state that it had."""
-    if saved.training is None:
-        logging.getLogger("absl").warning(
-            "No training configuration found in the save file, so the model was *not* compiled. Compile it manually."
-        )
-        return report
-    optimizer = saved.training.get("optimizer_config")
+def _compile(order: _Order, model: Any, training: dict[str, Any], known: Mapping[str, Any]) -> tuple[str, ...]:
+    """Compile a model as its file says, and return the changes that the configuration needed."""
+    optimizer = training.get("optimizer_config")
     if not isinstance(optimizer, dict) or not isinstance(optimizer.get("class_name"), str):
-        raise Malformed("training_config names no optimizer", file=saved.path, hint="load_model(path, compile=False)")
+        raise Malformed(
+            "training_config does not name an optimizer", file=order.saved.path, hint="load_model(path, compile=False)"
+        )
     try:
-        changes = library.compile_model(model, saved.training, known)
+        return order.library.compile_model(model, training, known)
     except Exception as error:
         raise Mismatch(
             f"the model can't be compiled as it was: {error}",
-            file=saved.path,
+            file=order.saved.path,
             hint="load_model(path, compile=False), then model.compile(...); or pass what is missing as custom_objects",
         ) from error
-    report = replace(report, upgraded=(*report.upgraded, *changes))
-    left = _restore(library, model, saved, plan, options)
-    return replace(report, optimizer_left=left)
-
-
-def _restore(library: ModuleType, model: Any, saved: SavedModel, plan: Plan, options: LoadOptions) -> tuple[str, ...]:
-    """Assign the optimizer's tensors; return those that have no place."""
-    catalog = plan.catalog
-    if not isinstance(catalog, Catalog) or model.optimizer is None:
-        return ()
-    try:
-        tensors = optimizer_tensors(catalog.contents)
-    except FastAssignError as error:
-        raise error.at(saved.path) from None
-    if not tensors:
-        return ()
-    names = [name for name, _ in tensors]
-    entries = [catalog[key] for _, key in tensors]
-    shapes = [entry.record.shape for entry in entries]
-    updated = library.build_optimizer(model)
-    own = library.optimizer_variables(model)
-    chosen = _by_own_names(own, names, shapes)
-    if chosen is None:
-        state = read_state(
-            names,
-            shapes,
-            str((saved.training or {}).get("optimizer_config", {}).get("class_name", "")),
-            _saved_names(plan, updated),
-            [tuple(variable.shape) for variable in updated],
-            saved.keras_version,
-        )
-        # What Keras 2 wrote in place of slots that an optimizer has not, and single numbers, say nothing.
-        wrong = [position for position in state.left if shapes[position] not in {(), (1,)}]
-        if wrong:
-            raise Mismatch(
-                f"the state of the optimizer does not fit: {names[wrong[0]]} of shape {shapes[wrong[0]]} is no slot of "
-                f"{type(model.optimizer).__name__} for a variable of this model",
-                file=saved.path,
-                tensor=tensors[wrong[0]][1],
-                hint="load_model(path, compile=False), then model.compile(...)",
-            )
-        chosen = list(pairs(model.optimizer, updated, state))
-    assign([(variable, entries[position]) for variable, position in chosen], options=replace(options, on_report=None))
-    used = {position for _, position in chosen}
-    return tuple(name for position, name in enumerate(names) if position not in used)
-
-
-def _by_own_names(own: list[Any], names: list[str], shapes: list[tuple[int, ...]]) -> list[tuple[Any, int]] | None:
-    """Pair variables and tensors that are called the same; ``None`` where not all are."""
-    by_name = {str(getattr(variable, "path", None) or variable.name).removesuffix(":0"): variable for variable in own}
-    found = [by_name.get(name.removesuffix(":0")) for name in names]
-    if len(by_name) < len(own) or any(variable is None for variable in found):
-        return None
-    if any(tuple(variable.shape) != shape for variable, shape in zip(found, shapes, strict=True)):  # type: ignore[union-attr]
-        return None
-    return [(variable, position) for position, variable in enumerate(found)]
-
-
-def _saved_names(plan: Plan, updated: list[Any]) -> dict[str, int]:
-    """Return the number of each variable that the optimizer updates, by its name in the file."""
-    catalog = plan.catalog
-    if not isinstance(catalog, Catalog):
-        return {}
-    numbers = {id(variable): number for number, variable in enumerate(updated)}
-    by_key = {each.record.key: numbers.get(id(each.target.variable)) for each in plan.matching.assignments.values()}
-    layout = read_legacy(catalog.contents)
-    found = {}
-    for layer in (*layout.layers, *([layout.top_level] if layout.top_level else [])):
-        for name, key in layer.weights:
-            number = by_key.get(key)
-            if number is not None:
-                found[name.removesuffix(":0")] = number
-    return found

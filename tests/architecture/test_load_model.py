@@ -634,7 +634,7 @@ class TestBadInput:
             (shape, fa.Mismatch, r"the state of the optimizer does not fit: Adam/m/.* of shape \(7, 7\)"),
             (lacking, fa.Malformed, "of the optimizer, but has no dataset of that name"),
             (linked, fa.Refused, "."),
-            (nameless, fa.Malformed, "training_config names no optimizer"),
+            (nameless, fa.Malformed, "training_config does not name an optimizer"),
             (unknown_class, fa.Mismatch, "Unknown optimizer: 'Mine'"),
         ):
             path = self.compiled(tmp_path, change)
