@@ -1,4 +1,4 @@
-"""The two libraries that models are built with, and what ``load_model`` needs of each."""
+"""The two libraries that build models, and the functions that ``load_model`` needs of each."""
 
 from __future__ import annotations
 

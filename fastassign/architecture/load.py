@@ -1,4 +1,4 @@
-"""``load_model``: from a file to a model that predicts, and trains on."""
+"""``load_model``: from a file to a model that predicts, and goes on training."""
 
 from __future__ import annotations
 
@@ -35,19 +35,20 @@ def load_model(
     safe_mode: bool = True,
     options: LoadOptions | None = None,
 ) -> Any:
-    """Load a whole model: architecture, weights, and how far its training was.
+    """Load a whole model: its architecture, weights and training state.
 
-    Files of older versions are brought up to the running library (``docs/load_model.md`` lists by what rules), weights
-    and the state of the optimizer are found by name, and random initial values that the file replaces are not made.
+    Files of older versions are brought up to the running library, by the rules that ``docs/load_model.md`` lists.
+    Weights and the optimizer's state are found by name; random initial values that the file replaces are not made.
 
     Parameters
     ----------
     path : str or os.PathLike
-        A whole-model ``.h5`` file of Keras 1 to 3 or tf_keras, or a ``.keras`` archive. What is inside decides.
+        A whole-model ``.h5`` file of Keras 1 to 3 or tf_keras, or a ``.keras`` archive. The content decides, not the
+        name.
     custom_objects : mapping of str to object, optional
-        Classes and functions that the model uses and Keras does not have, by the names in the file.
+        Classes and functions of the model that Keras does not have, by the names in the file.
     compile : bool
-        Whether the model is compiled as it was, and its optimizer gets its state back.
+        Whether the model is compiled as it was, and the state of its optimizer is restored.
     safe_mode : bool
         Whether Python code in the file (Lambda layers) is refused instead of run.
     options : LoadOptions, optional
@@ -61,9 +62,10 @@ def load_model(
     Raises
     ------
     Mismatch (ValueError)
-        The file holds no model, or one of unknown classes, which are all named; or its weights do not fit.
+        The file holds no model; or its model has layers of unknown classes, which the text lists; or its weights do
+        not fit.
     Refused (ValueError)
-        The file holds Python code, or asks for something else that the policy does not allow.
+        The file holds Python code, or something else that the policy does not allow.
     NotFound, Denied, NotAFile, Malformed, Truncated (OSError)
         The file can't be opened, or is damaged.
 

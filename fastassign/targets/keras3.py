@@ -1,8 +1,8 @@
 """Keras 3 models on the TensorFlow backend.
 
-The walk over a model's objects is Keras' own (``saving_lib._walk_saveable``): same objects, same order. Keras
-lists every attribute of every object (a ``dir()`` and a throw-away layer per object, 0.28 s for ResNet152);
-here what a class contributes is worked out once, so that an object costs a look into its ``__dict__``.
+The walk over a model's objects is Keras' own (``saving_lib._walk_saveable``): the same objects in the same order. Keras
+lists every attribute of every object (a ``dir()`` and a temporary layer per object, 0.28 s for ResNet152); here the
+attributes that come from a class are found once, so that an object costs a look into its ``__dict__``.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _UNBUILT = (
     "by using `build()`."
 )
 
-# Keras 3.15 began to descend into containers inside containers, and gave up sets, which have no order.
+# Since Keras 3.15 the walk enters containers inside containers, and no longer sets, which have no order.
 _NESTS = hasattr(saving_lib, "_container_path_present")
 
-# Values of these types are what the walk looks into; everything else it passes over.
+# The walk enters values of these types, and ignores all others.
 _CONTAINERS = (list, dict, tuple) if _NESTS else (list, dict, tuple, set)
 
 # Class attributes of these types never evaluate to a saveable or a container.
@@ -43,9 +43,9 @@ _LAYER_METHOD = keras.layers.Layer.load_own_variables
 _OPTIMIZER_METHOD = keras.optimizers.Optimizer.load_own_variables
 _NORMALIZATION_METHOD = keras.layers.Normalization.load_own_variables
 _WEIGHT_LISTS = (keras.layers.Layer.trainable_weights, keras.layers.Layer.non_trainable_weights)
-# FeatureSpace's method is empty: what it holds is reached through its attributes.
+# FeatureSpace's method is empty: the walk reaches its layers through its attributes.
 _EMPTY_METHODS = frozenset({keras.utils.FeatureSpace.load_own_variables})
-# Methods that assign `kernel` and `bias` (or `embeddings`) one by one, unless quantised or with LoRA.
+# Methods that assign `kernel` and `bias` (or `embeddings`) one by one, unless the layer is quantised or has LoRA.
 _KERNEL_METHODS = frozenset(
     layer.load_own_variables
     for layer in (keras.layers.Dense, keras.layers.EinsumDense, keras.layers.Embedding, keras.layers.Conv2D)
@@ -54,7 +54,7 @@ _KERNEL_METHODS = frozenset(
 
 
 class _ClassKnowledge:
-    """What is the same for all objects of one class."""
+    """The properties that all objects of one class share."""
 
     __slots__ = ("candidates", "has_layers_first", "kind", "method", "skip", "snake_case")
 
@@ -85,7 +85,7 @@ class Keras3Targets:
     def __init__(self, model: Any) -> None:
         if keras.backend.backend() != "tensorflow":
             raise Unsupported(
-                f"the model runs on the {keras.backend.backend()} backend, fastassign loads into TensorFlow variables",
+                f"the model runs on the {keras.backend.backend()} backend, not on TensorFlow",
                 hint="set KERAS_BACKEND=tensorflow",
             )
         self.model = model
@@ -118,7 +118,7 @@ class Keras3Targets:
         return tuple(map(self.target, ordered))
 
     def parts(self, layer: LayerTargets) -> list[InnerLayer]:
-        """Return the layers inside a top-level layer whose weights older versions stored otherwise."""
+        """Return the layers inside a top-level layer whose weights older versions stored in another form."""
         return inner_layers(layer, _legacy_order)
 
     def loader_shapes(
@@ -128,14 +128,14 @@ class Keras3Targets:
         version: str,  # noqa: ARG002
         backend: str | None,  # noqa: ARG002
     ) -> list[tuple[int, ...] | int]:
-        """Return every array as it stands: Keras 3 converts nothing."""
+        """Return every array as it is: Keras 3 converts nothing."""
         return list(range(len(shapes)))
 
     def top_level(self, *, by_name: bool) -> tuple[Target, ...]:
         """Return the model's own weights.
 
-        Stock filters them with ``v in model.weights``, which compares values and fails for two or more (facts:
-        bug B3); here identity is compared.
+        Stock filters them with ``v in model.weights``, which compares values and fails for two or more
+        (docs/internals/keras.md, B3); here identity is compared.
         """
         own = self.model._trainable_variables + self.model._non_trainable_variables
         if not by_name:
@@ -146,8 +146,8 @@ class Keras3Targets:
     def finalizers(self) -> list[Callable[[], None]]:
         """Return the ``finalize_state`` of every layer.
 
-        Stock calls it on top-level layers only, which leaves a nested Normalization with the constants of
-        before (facts: bug B4).
+        Stock calls it only on top-level layers, so that a nested Normalization keeps its old constants
+        (docs/internals/keras.md, B4).
         """
         return [
             inner.finalize_state
@@ -159,7 +159,7 @@ class Keras3Targets:
     # Keras 3 files.
 
     def own(self, obj: Any) -> OwnVariables:
-        """Return what one object takes from its group."""
+        """Return the variables that one object loads from its group."""
         knowledge = self._knowledge(obj)
         kind = knowledge.kind
         if "load_own_variables" in getattr(obj, "__dict__", ()):
@@ -187,7 +187,7 @@ class Keras3Targets:
             return OwnVariables("listed", (), expected)
         variables = []
         for name in _assigned_names(layer):
-            # `kernel` and `embeddings` are properties that merge LoRA in; the variable stands behind them.
+            # `kernel` and `embeddings` are properties that add LoRA to the variable behind them.
             variable = getattr(layer, f"_{name}" if name in {"kernel", "embeddings"} else name, None)
             if variable is None and name == "bias":
                 continue
@@ -213,7 +213,7 @@ class Keras3Targets:
         return shape_error(target, received)
 
     def children(self, obj: Any) -> Iterator[tuple[str, Any]]:
-        """Yield attribute name and value of all that Keras' walk would descend into."""
+        """Yield name and value of every attribute that Keras' walk would enter."""
         if getattr(type(obj), "__dir__", None) is not object.__dir__:
             yield from saving_lib._walk_saveable(obj)
             return
@@ -222,7 +222,7 @@ class Keras3Targets:
             yield "layers", obj.layers
         skip, names, known = knowledge.skip, set(knowledge.candidates), _node_kinds.get
         for name, value in vars(obj).items():
-            # Of the 60 attributes of a layer all but a few are of types that lead nowhere: they are told first.
+            # Nearly all of the 60 attributes of a layer are of types that the walk ignores, so these are tested first.
             kind = known(type(value))
             if kind is None:
                 kind = node_kind(value)
@@ -231,12 +231,12 @@ class Keras3Targets:
         for name in sorted(names, key=saving_lib._name_key):
             try:
                 value = getattr(obj, name)
-            except Exception:  # noqa: BLE001, S112 - a property may raise anything; Keras passes it over too
+            except Exception:  # noqa: BLE001, S112 - a property may raise anything; Keras ignores it too
                 continue
             yield name, value
 
     def node_kind(self, obj: Any) -> NodeKind:
-        """Tell what the walk does with a value."""
+        """Tell how the walk treats a value."""
         return node_kind(obj)
 
     def container_name(self, obj: Any) -> str:
@@ -246,7 +246,7 @@ class Keras3Targets:
     def identity(self) -> list[Any]:
         """Return layers, variables and flags, to be compared object by object."""
         parts: list[Any] = [self._handles]
-        # `model.variables` asks every layer for those of all layers inside it: ten times as long for ResNet152.
+        # `model.variables` would ask every layer for those of all layers inside it: ten times slower for ResNet152.
         for layer in self.model._flatten_layers():
             parts += (layer, layer.trainable)
             parts += layer._trainable_variables
@@ -287,7 +287,7 @@ def _legacy_order(layer: Any) -> list[Any]:
     cls = type(layer)
     if (cls.trainable_weights, cls.non_trainable_weights) != _WEIGHT_LISTS:
         return list(layer.trainable_weights + layer.non_trainable_weights)
-    # What the two properties do, with one walk over the layers inside instead of two.
+    # The same as the two properties, with one walk over the layers inside instead of two.
     weights = layer.weights
     if not layer.trainable:
         return list(weights)
@@ -295,7 +295,7 @@ def _legacy_order(layer: Any) -> list[Any]:
 
 
 class _Count:
-    """Stands in for a store of so many datasets."""
+    """Takes the place of a store with this number of datasets."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -306,22 +306,22 @@ class _Count:
 
 @cache
 def _skipset(obj_type: str) -> frozenset[str]:
-    # Keras builds a throw-away object per call; one call per kind of object and process is enough.
+    # Keras builds a temporary object in each call; one call per kind of object and process is enough.
     return frozenset(saving_lib.get_attr_skipset(obj_type))
 
 
-# What the walk does with values of a type: asked 60 times per object, answered once per type.
+# How the walk treats values of a type: looked up 60 times for each object, found once for each type.
 _node_kinds: dict[type, NodeKind] = {}
 
 
 def node_kind(obj: Any) -> NodeKind:
-    """Tell what Keras' walk does with a value: descend into it as an object, as a container, or pass it over."""
+    """Tell how Keras' walk treats a value: it enters it as an object or as a container, or ignores it."""
     cls = type(obj)
     kind = _node_kinds.get(cls)
     if kind is None:
         kind = "saveable" if isinstance(obj, KerasSaveable) else "container" if isinstance(obj, _CONTAINERS) else ""
-        # A class made inside a function may be made anew at every call, and keep alive what the function refers to:
-        # Keras has one that keeps the model.
+        # A class defined inside a function may be made anew in every call, and keeps alive the objects that the
+        # function refers to: Keras has one that would keep the model.
         if "<locals>" not in cls.__qualname__:
             _node_kinds[cls] = kind
     return kind
@@ -331,7 +331,7 @@ def _is_inert(cls: type, name: str) -> bool:
     """Whether a class attribute can never lead the walk anywhere."""
     for base in cls.__mro__:
         if name in base.__dict__:
-            # Keras' own property lists names of variables, in six lists that are made anew at every call.
+            # Keras' own property returns names of variables, in six lists that each call makes anew.
             is_names = name == "variable_serialization_spec" and base.__module__.startswith("keras.")
             return is_names or isinstance(base.__dict__[name], _INERT)
     return False

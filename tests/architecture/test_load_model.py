@@ -231,7 +231,7 @@ class TestOldConfigurations:
         path = self.rewritten(saved(theirs, tmp_path / "m.h5"), silent)
         ours, report = load(path, library)
         assert_close(ours, theirs, inputs_of(theirs))
-        assert "reset_after=False for GRUs that do not say" in report.upgraded
+        assert "reset_after=False for GRUs that do not have the argument" in report.upgraded
 
     @pytest.mark.parametrize("library", ["keras", "tf_keras"])
     def test_a_wrapper_of_a_custom_layer(self, library, tmp_path):
@@ -539,7 +539,7 @@ class TestBadInput:
             layers = config["config"]["layers"]
             layers[1]["inbound_nodes"] = [[[layers[-1]["name"], 0, 0, {}]]]
             file.attrs["model_config"] = json.dumps(config)
-        with pytest.raises(fa.Malformed, match="wait for each other"):
+        with pytest.raises(fa.Malformed, match="take inputs from each other"):
             load(path, library)
 
     @pytest.mark.parametrize("library", ["keras", "tf_keras"])
@@ -565,7 +565,7 @@ class TestBadInput:
             model.save(tmp_path / "m.h5")
             model.save(tmp_path / "m.keras")
         for name in ("m.h5", "m.keras"):
-            with pytest.raises(fa.Refused, match="Python code stands in the file"):
+            with pytest.raises(fa.Refused, match="Python code is in the file"):
                 load(tmp_path / name, library)
             ours, _ = load(tmp_path / name, library, safe_mode=False)
             assert np.array_equal(outputs_of(ours, [np.ones((1, 4), "f4")])[0], np.full((1, 4), 2.0))

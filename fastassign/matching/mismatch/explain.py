@@ -1,4 +1,4 @@
-"""Both sides of a load that failed, as parts to be compared; nothing here runs unless one did."""
+"""Both sides of a failed load, as parts to compare; nothing here runs for a load that succeeds."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def explain(
     model, catalog
         The two sides.
     saved : LegacyContents or None
-        The layout of the file, if it was read as a legacy one.
+        The layers and weights that the file lists, if it was read as a legacy file.
     advise : bool
-        Whether the call is of use: not where one like it has just failed.
+        Whether the call is useful: it is not if one like it has just failed.
     """
     try:
         diff = _diff(model, catalog, saved)
-    except Exception:  # noqa: BLE001 - whatever a strange model or file raises here, the error itself says more
+    except Exception:  # noqa: BLE001 - the error to explain says more than any error of a strange model or file here
         return
     if diff is None or not diff.rows:
         return
@@ -91,7 +91,7 @@ def _keras3_file(contents: Contents) -> list[WeightGroup]:
     groups: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
     for key, record in contents.records.items():
         group, _, name = key.rpartition("/")
-        # Whatever becomes of the optimizer, Keras only warns.
+        # Keras only warns if the optimizer does not fit.
         if group.rpartition("/")[2] == "vars" and not group.startswith("optimizer/"):
             groups.setdefault(group, []).append((name, record.shape))
     return [WeightGroup(group, tuple(sorted(weights, key=_number))) for group, weights in groups.items()]
@@ -143,5 +143,5 @@ def _is_alone(where: str, others: list[str]) -> bool:
 
 
 def _escaped(name: str) -> str:
-    """Return a name as a pattern that fits it alone."""
+    """Return a name as a pattern that matches only this name."""
     return "".join(f"[{c}]" if c in "*?[" else c for c in name)
