@@ -173,5 +173,5 @@ def _compile(order: _Order, model: Any, training: dict[str, Any], known: Mapping
         raise Mismatch(
             f"the model can't be compiled as it was: {error}",
             file=order.saved.path,
-            hint="load_model(path, compile=False), then model.compile(...); or pass what is missing as custom_objects",
+            hint="load_model(path, compile=False), then model.compile(...); or pass missing classes as custom_objects",
         ) from error

@@ -15,7 +15,7 @@ from fastassign.targets.target import Layout, Target
 
 
 class MatchingBuilder:
-    """Collects what a matcher finds, one variable at a time.
+    """Collects the results of a matcher, one variable at a time.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ class MatchingBuilder:
         self._repaired.append(text)
 
     def build(self) -> Matching:
-        """Return what was found so far, as a value that later calls do not change."""
+        """Return the results so far, as a value that later calls do not change."""
         return Matching(
             library=self._library,
             layout=self._layout,

@@ -1,4 +1,7 @@
-"""Legacy files by the order of the layers, and what both libraries make of the common models."""
+"""Legacy files by the order of the layers, and the common models in both libraries.
+
+Rows and bugs are numbered as in docs/internals/keras.md, sections 9 and 3.
+"""
 
 from functools import cache
 

@@ -1,4 +1,4 @@
-"""Part of a file, or under other names: `rename`, `include`, `exclude`."""
+"""Part of a file, or a file with other names: `rename`, `include`, `exclude`."""
 
 import dataclasses
 import functools
@@ -197,7 +197,7 @@ def test_a_bijection_is_what_stock_makes_of_the_renamed_file(k, suffix, order, a
         ({"rename": {"layers/dens": "x"}, "include": "head"}, "dens"),
     ],
 )
-def test_what_fits_nothing_is_an_error(k, suffix, options, near, tmp_path):
+def test_names_that_match_nothing_are_an_error(k, suffix, options, near, tmp_path):
     path = saved(lambda: larger(k, backbone(k)), tmp_path / f"x{suffix}")
     model = fresh(lambda: larger(k, backbone(k)))
     before = snapshot(model)
@@ -247,7 +247,7 @@ def test_shapes_count_only_where_selected(k, suffix, tmp_path):
 
 
 def test_weights_of_one_layer_from_several(k, tmp_path):
-    """By name they have to be its variables: no position tells."""
+    """The weights have to have the names of its variables: there is no order to go by."""
     path = saved(lambda: chain(k, 4, 4, names=["low", "other"]), tmp_path / "x.h5")
     with pytest.raises(Mismatch, match="are not one whole layer of the file") as raised:
         load(fresh(lambda: larger(k, backbone(k))), path, rename={"": "backbone"}, include="backbone")

@@ -35,7 +35,7 @@ def untouched(*made):
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    """A file that nobody's library wrote."""
+    """A file that no library of Keras wrote."""
     path = tmp_path_factory.mktemp("bare") / "plain.h5"
     with h5py.File(path, "w") as file:
         file["w"] = values(seed=0)
@@ -183,7 +183,7 @@ def test_sequence_with_a_name_twice(path):
 
 
 def test_sequence_with_a_variable_twice(path):
-    """It has one name, so that is the same as two variables of that name."""
+    """It has one name, so it counts as two variables of that name."""
     made = variable(name="w")
     with pytest.raises(fa.Mismatch, match="two of the variables"):
         fa.load_weights([made, made], path)
@@ -212,7 +212,7 @@ def test_nothing(empty, path):
 
 
 def test_one_variable_under_two_names(path):
-    """The later name has it, and the tensor of the first is told to be left over."""
+    """The later name gets it, and the tensor of the first is reported as unexpected."""
     made = variable()
     report = fa.load_weights({"w": made, "l1/kernel": made}, path)
     assert report.assigned == 1 and "w" in report.unexpected
@@ -370,7 +370,7 @@ def test_slots_of_the_optimizer_do_not_make_names_ambiguous(file, saved):
     assert holds(made[0], model.get_layer("norm").gamma.numpy())
     assert holds(made[1], model.get_layer("second").bias.numpy())
     assert report.assigned == 2
-    # Nor are they weights that nobody took.
+    # Nor are they unexpected weights.
     left = {key.removeprefix("model_weights/").partition("/")[2] for key in report.unexpected}
     assert left == {weight.name for weight in model.weights} - {"norm/gamma:0", "second/bias:0"}
 
@@ -399,7 +399,7 @@ def test_keras_3_paths(file, saved):
 
 
 def test_keras_3_endings(saved):
-    """Those have numbers for names: what has no counter ends uniquely only by its layer."""
+    """Their names are numbers: a path without a counter has a unique end only with its layer."""
     folder, _ = saved
     with pytest.raises(fa.Mismatch, match="have a path that ends so"):
         fa.load_weights({"vars/0": variable()}, folder / "x.weights.h5")

@@ -77,7 +77,7 @@ class Converter:
         """Whether anything may have to be converted; for most files the answer is no."""
         if self._flips or not _fit(records, layer):
             return True
-        # tf_keras goes by the version alone; Keras 3 loads what fits, unless the names are those of Keras 1.
+        # tf_keras goes by the version alone; Keras 3 loads weights that fit, unless their names are those of Keras 1.
         return self._is_keras_1 and (self._is_stock_tf_keras or any(map(convolutions.is_keras_1_name, records)))
 
     def _converted(

@@ -15,7 +15,7 @@ _Failures = dict[int, Failure]
 
 
 class KerasWalk(Walk):
-    """Goes on past an object that failed, and tries it again wherever else it is found.
+    """Goes on past an object that failed, and tries it again under every other path that leads to it.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ class KerasWalk(Walk):
         self._visited |= {id(obj) for obj in objects_to_skip}
 
     def run(self) -> list[Failure]:
-        """Visit all objects, whatever fails."""
+        """Visit all objects, past those that fail."""
         failures: _Failures = {}
         self._object(self._model.model, "", failures)
         return list(failures.values())

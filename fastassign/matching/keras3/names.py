@@ -1,4 +1,4 @@
-"""The names that Keras' walk gives to what it finds."""
+"""The names and paths that Keras' walk gives to objects."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """One object of a model, matched to its group of a Keras 3 file.
 
-Where Keras assigns, an assignment is noted here; where it collects an error, its text is.
+Where Keras assigns, an assignment is noted; where Keras collects an error, the error's text is.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ObjectMatcher(Visitor):
     catalog : Catalog
         The file.
     builder : MatchingBuilder
-        Gets what is found, hooks aside.
+        Gets all results except hooks.
     selection : Selection or None
         The variables to load, and their new paths.
     reshape : bool

@@ -1,8 +1,8 @@
-"""Keras' walk over the objects of a model, which decides where each stands in a Keras 3 file.
+"""Keras' walk over the objects of a model, which determines the path of each in a Keras 3 file.
 
 The walk mirrors ``saving_lib._load_state``: the same objects in the same order, under the same names in containers.
-Keras 3 and tf_keras differ in which containers they enter, how they count names, and what they do after a failure:
-``keras_walk`` and ``tf_keras_walk``. A walk knows nothing of files; a ``Visitor`` hears of each object.
+Keras 3 (``keras_walk``) and tf_keras (``tf_keras_walk``) enter different containers, count names differently, and
+react differently to a failure. A walk knows nothing about files; it passes each object to a ``Visitor``.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ class ObjectError(Exception):
 
 
 class Visitor(ABC):
-    """Hears of every object that a walk comes to."""
+    """Gets every object of a walk."""
 
     @abstractmethod
     def visit(self, obj: Any, path: str, around: Sequence[str]) -> None:
-        """Hear of an object.
+        """Take an object.
 
         Parameters
         ----------
         obj : object
             The model, a layer, an optimizer, ...
         path : str
-            Where the file has it; empty for the model.
+            Its path in the file; empty for the model.
         around : sequence of str
             The names of the objects that it is in, from the outermost, without the model's.
 
         Raises
         ------
         ObjectError
-            It does not fit what stands there. In Keras 3 it may be visited again, under another path.
+            It does not fit its group of the file. In Keras 3 it may be visited again, under another path.
         """
 
     @abstractmethod
     def visit_again(self, obj: Any, path: str, around: Sequence[str]) -> None:
-        """Hear of an object that was visited without an error before, and is also at this path."""
+        """Take an object again that was visited without an error before, under another path."""
 
     @abstractmethod
     def has_path(self, path: str) -> bool:
@@ -52,7 +52,7 @@ class Visitor(ABC):
 
     @abstractmethod
     def lose(self, objects: Sequence[Any], path: str) -> None:
-        """Hear of objects that failed because the file lacks the group of the container that they are in."""
+        """Take objects that failed because the file lacks the group of the container around them."""
 
 
 class Walk(ABC):
@@ -63,7 +63,7 @@ class Walk(ABC):
     model : ModelTargets
         The model.
     visitor : Visitor
-        Hears of each object.
+        Gets each object.
     """
 
     def __init__(self, model: ModelTargets, visitor: Visitor) -> None:
@@ -78,7 +78,7 @@ class Walk(ABC):
 
     @contextmanager
     def _inside(self, obj: Any, path: str) -> Iterator[None]:
-        """Walk inside an object; its name stands around those within, unless it is the model itself."""
+        """Walk inside an object: its name counts among those around, unless it is the model itself."""
         if not path:
             yield
             return

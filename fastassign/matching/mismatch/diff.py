@@ -1,4 +1,4 @@
-"""The diff that explains a mismatch: file and model side by side, and the call that would load what fits."""
+"""The diff that explains a mismatch: file and model side by side, and the call that would load the layers that fit."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ _TOP_LEVEL = "top_level_model_weights"
 def explain(
     error: Mismatch, model: ModelTargets, catalog: Catalog, saved: LegacyContents | None, *, advise: bool
 ) -> None:
-    """Give an error the diff of file and model, and the call that would load what fits.
+    """Give an error the diff of file and model, and the call that would load the layers that fit.
 
     Parameters
     ----------

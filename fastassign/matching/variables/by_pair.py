@@ -84,7 +84,7 @@ def _target(variable: Any, shape: tuple[int, ...], key: str, *, handles: bool) -
 
 def _array_record(key: str, array: np.ndarray[Any, Any], target: Target) -> ArrayRecord:
     wanted = numpy_dtype_of(target.dtype)
-    # Structured dtypes are told by their type: the kind of ml_dtypes' dtypes is void as well.
+    # The test for structured dtypes is by type, because the dtypes of ml_dtypes are of the kind void as well.
     if array.dtype.kind in _NO_NUMBERS or array.dtype.type is np.void:
         raise Mismatch(
             f"an array of dtype {array.dtype} can't become a value of {target.name}, which is {target.dtype}",
