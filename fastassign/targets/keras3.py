@@ -7,20 +7,17 @@ attributes that come from a class are found once, so that an object costs a look
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from typing import Any, Literal
 
 import keras
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.saving import saving_lib
-from keras.src.saving.keras_saveable import KerasSaveable
-from keras.src.utils.naming import to_snake_case
 
 from fastassign.errors import Mismatch, Unsupported
+from fastassign.targets.keras3_classes import NESTS, NODE_KINDS, ClassKnowledge, node_kind
 from fastassign.targets.layers import inner_layers, layers_held
-from fastassign.targets.target import InnerLayer, LayerTargets, Layout, NodeKind, OwnKind, OwnVariables, Target
+from fastassign.targets.target import InnerLayer, LayerTargets, Layout, NodeKind, OwnVariables, Target
 from fastassign.targets.variables import keras_target, may_use_handles, shape_error
 
 _UNBUILT = (
@@ -29,45 +26,7 @@ _UNBUILT = (
     "by using `build()`."
 )
 
-# Since Keras 3.15 the walk enters containers inside containers, and no longer sets, which have no order.
-_NESTS = hasattr(saving_lib, "_container_path_present")
-
-# The walk enters values of these types, and ignores all others.
-_CONTAINERS = (list, dict, tuple) if _NESTS else (list, dict, tuple, set)
-
-# Class attributes of these types never evaluate to a saveable or a container.
-_INERT = (types.FunctionType, types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType,
-          classmethod, staticmethod, type, str, int, float, type(None))  # fmt: skip
-
-_LAYER_METHOD = keras.layers.Layer.load_own_variables
-_OPTIMIZER_METHOD = keras.optimizers.Optimizer.load_own_variables
-_NORMALIZATION_METHOD = keras.layers.Normalization.load_own_variables
 _WEIGHT_LISTS = (keras.layers.Layer.trainable_weights, keras.layers.Layer.non_trainable_weights)
-# FeatureSpace's method is empty: the walk reaches its layers through its attributes.
-_EMPTY_METHODS = frozenset({keras.utils.FeatureSpace.load_own_variables})
-# Methods that assign `kernel` and `bias` (or `embeddings`) one by one, unless the layer is quantised or has LoRA.
-_KERNEL_METHODS = frozenset(
-    layer.load_own_variables
-    for layer in (keras.layers.Dense, keras.layers.EinsumDense, keras.layers.Embedding, keras.layers.Conv2D)
-    if layer.load_own_variables is not _LAYER_METHOD
-)
-
-
-class _ClassKnowledge:
-    """The properties that all objects of one class share."""
-
-    __slots__ = ("candidates", "has_layers_first", "kind", "method", "skip", "snake_case")
-
-    def __init__(self, cls: type, obj_type: str) -> None:
-        skip = self.skip = _skipset(obj_type)
-        self.has_layers_first = obj_type in {"Sequential", "Functional"}
-        self.snake_case = to_snake_case(cls.__name__)
-        # Properties and other descriptors have to be evaluated on each object; plain functions never matter.
-        self.candidates = frozenset(
-            name for name in dir(cls) if not name.startswith("__") and name not in skip and not _is_inert(cls, name)
-        )
-        self.method = getattr(cls, "load_own_variables", None)
-        self.kind = _kind_of(self.method)
 
 
 class Keras3Targets:
@@ -80,7 +39,7 @@ class Keras3Targets:
     """
 
     library: Literal["keras", "tf_keras"] = "keras"
-    nested_containers = _NESTS
+    nested_containers = NESTS
 
     def __init__(self, model: Any) -> None:
         if keras.backend.backend() != "tensorflow":
@@ -91,7 +50,7 @@ class Keras3Targets:
         self.model = model
         self._handles = may_use_handles() and not in_stateless_scope()
         self._targets: dict[int, Target] = {}
-        self._classes: dict[type, _ClassKnowledge] = {}
+        self._classes: dict[type, ClassKnowledge] = {}
 
     def check_built(self, layout: Layout) -> None:
         """Raise stock's error for a model that has no variables yet."""
@@ -164,10 +123,10 @@ class Keras3Targets:
         kind = knowledge.kind
         if "load_own_variables" in getattr(obj, "__dict__", ()):
             return OwnVariables("hook")
-        if kind == "hook" and knowledge.method in _KERNEL_METHODS:
+        if kind == "hook" and knowledge.assigns_kernel:
             return self._kernel_and_bias(obj)
         if kind == "listed":
-            return self._listed(obj, finalize=knowledge.method is _NORMALIZATION_METHOD)
+            return self._listed(obj, finalize=knowledge.finalizes)
         if kind == "optimizer":
             variables = tuple(map(self.target, obj.variables))
             return OwnVariables("optimizer", variables, len(variables))
@@ -220,7 +179,7 @@ class Keras3Targets:
         knowledge = self._knowledge(obj)
         if knowledge.has_layers_first:
             yield "layers", obj.layers
-        skip, names, known = knowledge.skip, set(knowledge.candidates), _node_kinds.get
+        skip, names, known = knowledge.skip, set(knowledge.candidates), NODE_KINDS.get
         for name, value in vars(obj).items():
             # Nearly all of the 60 attributes of a layer are of types that the walk ignores, so these are tested first.
             kind = known(type(value))
@@ -269,11 +228,11 @@ class Keras3Targets:
             self._targets[id(variable)] = found
         return found
 
-    def _knowledge(self, obj: Any) -> _ClassKnowledge:
+    def _knowledge(self, obj: Any) -> ClassKnowledge:
         cls = type(obj)
         found = self._classes.get(cls)
         if found is None:
-            found = _ClassKnowledge(cls, obj._obj_type())
+            found = ClassKnowledge(cls, obj._obj_type())
             self._classes[cls] = found
         return found
 
@@ -302,47 +261,6 @@ class _Count:
 
     def keys(self) -> range:
         return range(self._count)
-
-
-@cache
-def _skipset(obj_type: str) -> frozenset[str]:
-    # Keras builds a temporary object in each call; one call per kind of object and process is enough.
-    return frozenset(saving_lib.get_attr_skipset(obj_type))
-
-
-# How the walk treats values of a type: looked up 60 times for each object, found once for each type.
-_node_kinds: dict[type, NodeKind] = {}
-
-
-def node_kind(obj: Any) -> NodeKind:
-    """Tell how Keras' walk treats a value: it enters it as an object or as a container, or ignores it."""
-    cls = type(obj)
-    kind = _node_kinds.get(cls)
-    if kind is None:
-        kind = "saveable" if isinstance(obj, KerasSaveable) else "container" if isinstance(obj, _CONTAINERS) else ""
-        # A class defined inside a function may be made anew in every call, and keeps alive the objects that the
-        # function refers to: Keras has one that would keep the model.
-        if "<locals>" not in cls.__qualname__:
-            _node_kinds[cls] = kind
-    return kind
-
-
-def _is_inert(cls: type, name: str) -> bool:
-    """Whether a class attribute can never lead the walk anywhere."""
-    for base in cls.__mro__:
-        if name in base.__dict__:
-            # Keras' own property returns names of variables, in six lists that each call makes anew.
-            is_names = name == "variable_serialization_spec" and base.__module__.startswith("keras.")
-            return is_names or isinstance(base.__dict__[name], _INERT)
-    return False
-
-
-def _kind_of(method: Any) -> OwnKind:
-    if method is None or method in _EMPTY_METHODS:
-        return "none"
-    if method is _LAYER_METHOD or method is _NORMALIZATION_METHOD:
-        return "listed"
-    return "optimizer" if method is _OPTIMIZER_METHOD else "hook"
 
 
 def _assigned_names(layer: Any) -> list[str]:
