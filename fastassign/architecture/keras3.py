@@ -56,7 +56,7 @@ def build_archive(
             training["optimizer_config"] = training.pop("optimizer", None)
             training, more = for_keras3(training, _optimizer_arguments, lambda name: hasattr(keras.metrics, name))
             training["optimizer"] = training.pop("optimizer_config")
-            # Keras 3 takes no None for an argument that was left to its default.
+            # Keras 3 does not accept None for an argument that was left to its default.
             config["compile_config"] = {key: value for key, value in training.items() if value is not None}
             changes += more
     if safe_mode:

@@ -11,8 +11,8 @@ from typing import Any
 
 from fastassign.architecture.slots import SavedState
 
-# The lists of slot variables, in the order of the variables that the optimizer was built for, by slot. In Keras 3 and
-# in tf_keras' new optimizers they are called the same.
+# For each slot the attribute that lists its variables, in the order of the variables that the optimizer was built for.
+# Keras 3 and tf_keras' new optimizers have the same names.
 _LISTS: dict[str, dict[str, str]] = {
     "adam": {"m": "_momentums", "v": "_velocities", "vhat": "_velocity_hats"},
     "adamw": {"m": "_momentums", "v": "_velocities", "vhat": "_velocity_hats"},

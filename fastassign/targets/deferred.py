@@ -110,7 +110,7 @@ def _is_ordinary(arguments: dict[str, Any]) -> bool:
     """Whether a variable is one that TensorFlow's own creator would make, eagerly."""
     with tf.init_scope():
         eager = tf.executing_eagerly()
-    # Another variable creator in force has to be asked: then the variable is not ours to make.
+    # If another variable creator is in force, the variable is not ours to make.
     creators = [creator for _, creator in tf.compat.v1.get_default_graph()._variable_creator_stack]
     return (
         eager

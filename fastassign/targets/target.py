@@ -128,7 +128,7 @@ class ModelTargets(Protocol):
 
     library: Literal["keras", "tf_keras"]
     model: Any
-    # Whether the library's walk descends into containers inside containers: Keras since 3.15.
+    # Whether the library's walk enters containers inside containers, as Keras does since 3.15.
     nested_containers: bool
 
     def check_built(self, layout: Layout) -> None:
