@@ -281,7 +281,7 @@ def test_wrong_shape(path):
 
 def test_wrong_open_shape(path):
     made = tf.Variable(np.zeros((1, 4), np.float32), shape=(None, 4))
-    with pytest.raises(fa.Mismatch, match=r"shape is \(None, 4\), that of w in the file \(4, 5\)"):
+    with pytest.raises(fa.Mismatch, match=r"has shape \(None, 4\), and w in the file has shape \(4, 5\)"):
         fa.load_weights({"w": made}, path)
     assert untouched(made)
 
