@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from fastassign.architecture.load import deferred_init, load_model
+from fastassign.architecture.load import load_model
 from fastassign.catalog.catalog import Catalog
 from fastassign.catalog.policy import Limits
 from fastassign.errors import (
@@ -27,6 +27,7 @@ from fastassign.patching.switch import accelerate, install, uninstall
 from fastassign.plan import Plan
 from fastassign.progress import ProgressEvent
 from fastassign.report import Report
+from fastassign.targets.deferred_init import deferred_init
 from fastassign.verbs import assign, inspect, load_weights, plan, release_buffers
 
 __version__ = "0.1.0"

@@ -15,7 +15,7 @@ from fastassign.architecture.saved import Node, layer_name, layers_of, own_confi
 def inner_calls(node: Node) -> bool:
     """Keras 2, tf_keras: a nested model counts its own building as its first call; in Keras 3 it does not.
 
-    Except where Keras 3 names the outputs of a model: there it takes that call off itself, for all but a Sequential.
+    Where Keras 3 reads the outputs of a model, it subtracts that call itself, for every model but a Sequential.
     """
     layers = layers_of(node)
     kinds = {str(layer.get("name")): layer.get("class_name") for layer in layers}
@@ -53,8 +53,9 @@ def keyword_tensors(node: Node) -> bool:
     names = {str(layer.get("name")) for layer in layers}
     changed = False
     for layer in layers:
-        calls = layer.get("inbound_nodes")
-        for i, call in enumerate(calls if isinstance(calls, list) else []):
+        inbound = layer.get("inbound_nodes")
+        calls: list[Any] = inbound if isinstance(inbound, list) else []
+        for i, call in enumerate(calls):
             if not isinstance(call, list) or not all(isinstance(ref, list) and len(ref) >= 3 for ref in call):
                 continue
             keywords = next((ref[3] for ref in call if len(ref) > 3 and isinstance(ref[3], dict)), {})
@@ -62,18 +63,18 @@ def keyword_tensors(node: Node) -> bool:
             if made == keywords and all(ref[0] in names for ref in call):
                 continue
             arguments = [_tensor(ref[:3], names) for ref in call]
-            calls[i] = {"args": arguments if len(arguments) == 1 else [arguments], "kwargs": made}  # type: ignore[index]
+            calls[i] = {"args": arguments if len(arguments) == 1 else [arguments], "kwargs": made}
             changed = True
     return changed
 
 
 def _tensor(value: Any, names: set[str]) -> Any:
-    """Return [layer, call, output] as Keras 3 writes it, and a constant as what it is."""
+    """Return [layer, call, output] as Keras 3 writes it, and a constant as its value."""
     if isinstance(value, list) and len(value) >= 3 and isinstance(value[1], int):
         if value[0] == "_CONSTANT_VALUE":
             return value[2]
         if value[0] in names:
-            # What Keras looks at is the history alone.
+            # Keras looks at the history alone.
             config = {"shape": [], "dtype": "float32", "keras_history": value[:3]}
             return {"class_name": "__keras_tensor__", "config": config}
     return [_tensor(item, names) for item in value] if isinstance(value, list) else value
@@ -108,12 +109,12 @@ MERGING = frozenset({"Add", "Average", "Maximum", "Minimum", "Multiply", "Subtra
 
 
 def operations(module_of: Callable[[str], str | None]) -> Callable[[Node], bool]:
-    """Make the rule for what Keras 3 itself writes: legacy files do not say that ``x + y`` is no layer.
+    """Make the rule for files of Keras 3 itself: in legacy files an operation such as ``x + y`` looks like a layer.
 
     Parameters
     ----------
     module_of : callable
-        Returns the module of an operation that is no layer; ``None`` for what is none.
+        Returns the module of an operation by its class name; ``None`` if the class is not an operation.
     """
 
     def apply(node: Node) -> bool:

@@ -1,7 +1,7 @@
-"""Configurations of Keras 1, said in the words of Keras 2.
+"""Configurations of Keras 1, translated to those of Keras 2.
 
-Keras 2 understood them through decorators on its constructors (``keras/legacy/interfaces.py``, to 2.3); what each layer
-wrote is in the ``get_config`` methods of Keras 1.2.
+Keras 2 understood them through decorators on its constructors (``keras/legacy/interfaces.py``, to 2.3); the
+``get_config`` methods of Keras 1.2 show what each layer wrote.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MERGES = {"sum": "Add", "mul": "Multiply", "ave": "Average", "max": "Maximum", 
 _ORDERS = {"th": "channels_first", "tf": "channels_last"}
 _INITIALIZERS = {"normal": "random_normal", "uniform": "random_uniform", "zero": "zeros", "one": "ones"}
 
-# Arguments that no later Keras has, or that mean the same in every layer.
+# Arguments that later versions do not have, or that mean the same in every layer.
 _ARGUMENTS = {
     "bias": "use_bias",
     "border_mode": "padding",
@@ -46,7 +46,7 @@ _ARGUMENTS = {
     "dropout_W": "dropout",
     "dropout_U": "recurrent_dropout",
 }
-# Those that mean something else elsewhere, by layer.
+# Arguments whose meaning depends on the layer, by layer.
 _OF_LAYERS = {
     "InputLayer": {"input_dtype": "dtype"},
     "Embedding": {"init": "embeddings_initializer", "W_regularizer": "embeddings_regularizer",
@@ -64,7 +64,7 @@ _OF_LAYERS = {
     "GRU": {"output_dim": "units"},
     "LSTM": {"output_dim": "units"},
 }  # fmt: skip
-# What said how, not what.
+# Arguments that changed how a layer computes, not the result.
 _DROPPED = ("consume_less", "input_length", "input_dtype")
 
 
@@ -84,10 +84,10 @@ def keras_1(node: Node) -> bool:
         config["unit_forget_bias"] = config.pop("forget_bias_init") == "one"
     if name == "BatchNormalization" and config.pop("mode", 0) == 1:
         raise Unsupported(
-            f"layer {config.get('name')} is a BatchNormalization of mode 1, which later versions have not"
+            f"layer {config.get('name')} is a BatchNormalization of mode 1, which later versions do not have"
         )
     if name == "Embedding" and config.pop("dropout", None):
-        raise Unsupported(f"layer {config.get('name')} is an Embedding with dropout, which later versions have not")
+        raise Unsupported(f"layer {config.get('name')} is an Embedding with dropout, which later versions do not have")
     names = {**_ARGUMENTS, **_OF_LAYERS.get(node["class_name"], {})}
     for old in [key for key in config if key in names]:
         config[names[old]] = config.pop(old)
@@ -102,7 +102,7 @@ def _merge(node: Node) -> None:
     config = node["config"]
     mode = config.get("mode")
     if mode not in _MERGES:
-        raise Unsupported(f"layer {config.get('name')} merges by {mode!r}, which Keras 3 has no layer for")
+        raise Unsupported(f"layer {config.get('name')} merges by {mode!r}, and Keras 3 has no layer for that")
     node["class_name"] = _MERGES[mode]
     kept = {"axis": config.get("concat_axis", -1)} if mode == "concat" else {}
     node["config"] = {"name": config.get("name"), **kept}

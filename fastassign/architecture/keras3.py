@@ -1,4 +1,4 @@
-"""Models of Keras 3, built from what a file says of them."""
+"""Models of Keras 3, built as a file describes them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from keras.src.ops import nn as nn_ops
 from keras.src.ops import numpy as numpy_ops
 from keras.src.saving import object_registration, saving_lib, serialization_lib
 
-from fastassign.architecture import retired  # noqa: F401 - registers what old configurations name
+from fastassign.architecture import retired  # noqa: F401 - registers the names that old configurations use
 from fastassign.architecture.connections import MERGING
 from fastassign.architecture.rules import rules
 from fastassign.architecture.saved import SavedModel
@@ -30,27 +30,12 @@ from fastassign.architecture.upgrade import upgraded
 
 
 def build(saved: SavedModel, known: Mapping[str, Any], *, safe_mode: bool) -> tuple[Any, tuple[str, ...]]:
-    """Build the model of a legacy file, with initial values and not compiled.
-
-    Parameters
-    ----------
-    saved : SavedModel
-        From a legacy file.
-    known : mapping of str to object
-        Classes and functions that are not Keras' own; see ``all_objects``.
-    safe_mode : bool
-        Whether Python code in the file is refused.
-
-    Returns
-    -------
-    (keras.Model, tuple of str)
-        The model, and what was changed in its configuration.
-    """
+    """Build the model of a legacy file, with initial values and not compiled; see ``ModelLibrary``."""
     config, changes = upgraded(saved.config, rules(_takes, _module_of, version=saved.keras_version))
     if safe_mode:
         check_code(config)
     check_known(config, lambda name: _is_known(name, known))
-    # It knows the TensorShapes and tuples that older JSON holds.
+    # `json_utils` knows the TensorShapes and tuples that older JSON holds.
     decoded = json_utils.decode(json.dumps(config))
     scopes = saving_options.keras_option_scope(use_legacy_config=True), serialization_lib.SafeModeScope(safe_mode)
     with scopes[0], scopes[1]:
@@ -60,7 +45,7 @@ def build(saved: SavedModel, known: Mapping[str, Any], *, safe_mode: bool) -> tu
 def build_archive(
     saved: SavedModel, custom_objects: Mapping[str, Any], *, compiled: bool, safe_mode: bool
 ) -> tuple[Any, tuple[str, ...]]:
-    """Build the model of a ``.keras`` archive, with initial values, and compiled if that is wanted; see ``build``."""
+    """Build the model of a ``.keras`` archive, with initial values, and compiled if asked for; see ``build``."""
     config = saved.config if compiled else {**saved.config, "compile_config": None}
     changes: tuple[str, ...] = ()
     if saved.keras_version.startswith("2."):
@@ -71,7 +56,7 @@ def build_archive(
             training["optimizer_config"] = training.pop("optimizer", None)
             training, more = for_keras3(training, _optimizer_arguments, lambda name: hasattr(keras.metrics, name))
             training["optimizer"] = training.pop("optimizer_config")
-            # What was left to its default is no number in Keras 3.
+            # Keras 3 does not accept None for an argument that was left to its default.
             config["compile_config"] = {key: value for key, value in training.items() if value is not None}
             changes += more
     if safe_mode:
@@ -83,9 +68,9 @@ def build_archive(
 
 
 def load_assets(model: Any, path: Path) -> None:
-    """Load what a ``.keras`` archive holds beside numbers: vocabularies, and what layers of one's own write."""
+    """Load the members of a ``.keras`` archive that are not numbers: vocabularies, and files of custom layers."""
     with zipfile.ZipFile(path) as archive:
-        # As Keras tells it: configuration, metadata and weights are three.
+        # The same test as Keras': configuration, metadata and weights are three members.
         if len(archive.namelist()) <= 3:
             return
         assets = saving_lib.DiskIOStore("assets", archive=archive, mode="r")
@@ -104,7 +89,7 @@ def load_assets(model: Any, path: Path) -> None:
 
 
 def all_objects(custom_objects: Mapping[str, Any]) -> dict[str, Any]:
-    """Return custom objects with those that are registered, which win, as in Keras."""
+    """Return custom objects together with the registered ones, which win, as in Keras."""
     scope = keras.src.backend.common.global_state.get_global_attribute("custom_objects_scope_dict", {})
     return {**custom_objects, **object_registration.GLOBAL_CUSTOM_OBJECTS, **scope}
 
@@ -116,7 +101,7 @@ def _is_known(name: str, known: Mapping[str, Any]) -> bool:
 
 @cache
 def _module_of(class_name: str) -> str | None:
-    """Return the module of an operation; ``None`` for what is none, or a layer that does not go by the same name."""
+    """Return the module of an operation; ``None`` for a class that is not one, or is also the name of a layer."""
     for module in (numpy_ops, math_ops, nn_ops, core_ops, linalg_ops, image_ops):
         found = vars(module).get(class_name)
         if inspect.isclass(found) and issubclass(found, keras.Operation) and found.__module__ == module.__name__:
@@ -143,22 +128,7 @@ def _takes(class_name: str, argument: str) -> bool:
 
 
 def compile_model(model: Any, training: dict[str, Any], known: Mapping[str, Any]) -> tuple[str, ...]:
-    """Compile a model as a legacy file says.
-
-    Parameters
-    ----------
-    model : keras.Model
-        The model.
-    training : dict
-        The file's ``training_config``.
-    known : mapping of str to object
-        See ``all_objects``.
-
-    Returns
-    -------
-    tuple of str
-        What was changed in the configuration.
-    """
+    """Compile a model as a legacy file says; see ``ModelLibrary``."""
     config, changes = for_keras3(training, _optimizer_arguments, lambda name: hasattr(keras.metrics, name))
     optimizer = config["optimizer_config"]["class_name"]
     if optimizer not in known and _optimizer_arguments(optimizer) is None:
@@ -195,7 +165,7 @@ def _optimizer_arguments(class_name: str) -> set[str] | None:
 
 
 def variables(model: Any) -> list[Any]:
-    """Return TensorFlow's variables of a model and its optimizer."""
+    """Return the TensorFlow variables of a model and its optimizer."""
     own = list(model.variables)
     if getattr(model, "optimizer", None) is not None:
         own += optimizer_variables(model)

@@ -1,31 +1,27 @@
-"""``load_model``: from a file to a model that predicts, and trains on."""
+"""``load_model``: from a file to a model that predicts, and goes on training."""
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from fastassign.architecture.optimizer import pairs
-from fastassign.architecture.slots import read_state
+from fastassign.architecture.library import ModelLibrary, find_library
+from fastassign.architecture.restore import restore_optimizer
 from fastassign.catalog.catalog import Catalog
-from fastassign.catalog.keras_legacy import optimizer_tensors, read_legacy
-from fastassign.errors import Changed, FastAssignError, Malformed, Mismatch
+from fastassign.errors import Changed, Malformed, Mismatch
 from fastassign.gc_pause import gc_paused
 from fastassign.matching.match import Request
 from fastassign.options import LoadOptions
 from fastassign.pipeline import LoadSpec
 from fastassign.plan import Plan
 from fastassign.report import Report
+from fastassign.targets.deferred_init import deferred_init
 from fastassign.targets.discover import check_tensorflow
 from fastassign.targets.target import Layout
-from fastassign.verbs import assign
 
 if TYPE_CHECKING:
     from fastassign.architecture.saved import SavedModel
@@ -39,19 +35,20 @@ def load_model(
     safe_mode: bool = True,
     options: LoadOptions | None = None,
 ) -> Any:
-    """Load a whole model: architecture, weights, and how far its training was.
+    """Load a whole model: its architecture, weights and training state.
 
-    Files of older versions are brought up to the running library (``docs/load_model.md`` lists by what rules), weights
-    and the state of the optimizer are found by name, and random initial values that the file replaces are not made.
+    Files of older versions are brought up to the running library, by the rules that ``docs/load_model.md`` lists.
+    Weights and the optimizer's state are found by name; random initial values that the file replaces are not made.
 
     Parameters
     ----------
     path : str or os.PathLike
-        A whole-model ``.h5`` file of Keras 1 to 3 or tf_keras, or a ``.keras`` archive. What is inside decides.
+        A whole-model ``.h5`` file of Keras 1 to 3 or tf_keras, or a ``.keras`` archive. The content decides, not the
+        name.
     custom_objects : mapping of str to object, optional
-        Classes and functions that the model uses and Keras does not have, by the names in the file.
+        Classes and functions of the model that Keras does not have, by the names in the file.
     compile : bool
-        Whether the model is compiled as it was, and its optimizer gets its state back.
+        Whether the model is compiled as it was, and the state of its optimizer is restored.
     safe_mode : bool
         Whether Python code in the file (Lambda layers) is refused instead of run.
     options : LoadOptions, optional
@@ -65,9 +62,10 @@ def load_model(
     Raises
     ------
     Mismatch (ValueError)
-        The file holds no model, or one of unknown classes, which are all named; or its weights do not fit.
+        The file holds no model; or its model has layers of unknown classes, which the text lists; or its weights do
+        not fit.
     Refused (ValueError)
-        The file holds Python code, or asks for something else that the policy does not allow.
+        The file holds Python code, or something else that the policy does not allow.
     NotFound, Denied, NotAFile, Malformed, Truncated (OSError)
         The file can't be opened, or is damaged.
 
@@ -82,14 +80,12 @@ def load_model(
 
     options = options or LoadOptions()
     saved = read_saved(path)
-    library = _library(options)
+    library = find_library(options)
     begin = time.perf_counter()
-    # The garbage collector would look through all that a model is made of, again and again.
+    order = _Order(library, saved, custom_objects or {}, compile, safe_mode, options)
+    # Without the pause the garbage collector would look through every object of the model again and again.
     with gc_paused(), deferred_init():
-        if saved.format == "archive":
-            model, report = _from_archive(library, saved, custom_objects or {}, compile, safe_mode, options)
-        else:
-            model, report = _from_hdf5(library, saved, custom_objects or {}, compile, safe_mode, options)
+        model, report = _from_archive(order) if saved.format == "archive" else _from_hdf5(order)
     for variable in library.variables(model):
         settle(variable)
     report = replace(report, seconds={**report.seconds, "total": time.perf_counter() - begin})
@@ -98,67 +94,63 @@ def load_model(
     return model
 
 
-@contextmanager
-def deferred_init() -> Iterator[None]:
-    """Build models without making initial values: each variable gets its own when it is used first, or loaded.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Order:
+    """What ``load_model`` was asked for."""
 
-    Around code that builds a model of Keras 3 or tf_keras whose weights come from a file:
-
-    >>> with fa.deferred_init():  # doctest: +SKIP
-    ...     model = build()
-    >>> fa.load_weights(model, path)  # doctest: +SKIP
-
-    What the file does not cover gets the initial value that its own initialiser makes, at the first use. Initialisers
-    of Keras 3 hold their seeds, so that the values are those that building without this would give; tf_keras draws them
-    from TensorFlow's global generator, where the order of the draws matters.
-
-    Variables of a ``tf.distribute`` strategy, of TensorFlow 1 graphs, with values given as arrays, or under another
-    ``tf.variable_creator_scope`` are made as ever. Holds for the thread that enters it.
-    """
-    check_tensorflow()
-    from fastassign.targets.deferred import deferred
-
-    with deferred():
-        yield
+    library: ModelLibrary
+    saved: SavedModel
+    custom_objects: Mapping[str, Any]
+    compiled: bool
+    safe_mode: bool
+    options: LoadOptions
 
 
-def _from_archive(
-    library: ModuleType,
-    saved: SavedModel,
-    custom_objects: Mapping[str, Any],
-    compiled: bool,
-    safe_mode: bool,
-    options: LoadOptions,
-) -> tuple[Any, Report]:
+def _from_archive(order: _Order) -> tuple[Any, Report]:
+    library, saved = order.library, order.saved
     begin = time.perf_counter()
-    model, changes = library.build_archive(saved, custom_objects, compiled=compiled, safe_mode=safe_mode)
+    model, changes = library.build_archive(
+        saved, order.custom_objects, compiled=order.compiled, safe_mode=order.safe_mode
+    )
     built = time.perf_counter() - begin
-    report = _plan(model, saved, options, "keras3")[0].execute()
+    plan, _ = _plan(model, order, "keras3")
+    report = plan.execute()
     library.load_assets(model, saved.path)
     return model, replace(report, upgraded=changes, seconds={**report.seconds, "build": built})
 
 
-def _from_hdf5(
-    library: ModuleType,
-    saved: SavedModel,
-    custom_objects: Mapping[str, Any],
-    compiled: bool,
-    safe_mode: bool,
-    options: LoadOptions,
-) -> tuple[Any, Report]:
-    known = library.all_objects(custom_objects)
+def _from_hdf5(order: _Order) -> tuple[Any, Report]:
+    library, saved = order.library, order.saved
+    known = library.all_objects(order.custom_objects)
     begin = time.perf_counter()
-    model, changes = library.build(saved, known, safe_mode=safe_mode)
+    model, changes = library.build(saved, known, safe_mode=order.safe_mode)
     built = time.perf_counter() - begin
-    plan, catalog = _plan(model, saved, options, "legacy")
+    plan, catalog = _plan(model, order, "legacy")
     report = plan.execute()
     report = replace(report, upgraded=changes, seconds={**report.seconds, "build": built})
-    return model, _train_on(library, model, saved, known, (plan, catalog), report, options) if compiled else report
+    if not order.compiled:
+        return model, report
+    if saved.training is None:
+        logging.getLogger("absl").warning(
+            "No training configuration found in the save file, so the model was *not* compiled. Compile it manually."
+        )
+        return model, report
+    changes = _compile(order, model, saved.training, known)
+    left = restore_optimizer(library, model, saved, catalog, plan.matching, order.options)
+    return model, replace(report, upgraded=(*report.upgraded, *changes), optimizer_left=left)
 
 
-def _plan(model: Any, saved: SavedModel, options: LoadOptions, layout: Layout) -> tuple[Plan, Catalog]:
-    """Plan the load of the weights, from the very file that the model was built from."""
-    plan, catalog = LoadSpec(model=model, request=Request(), options=options, layout=layout).plan_file(saved.path)
+def _plan(model: Any, order: _Order, layout: Layout) -> tuple[Plan, Catalog]:
+    """Plan the load of the weights, from the very file that the model was built from; return that file too.
+
+    Raises
+    ------
+    Changed
+        It is another file now.
+    """
+    saved = order.saved
+    spec = LoadSpec(model=model, request=Request(), options=order.options, layout=layout)
+    plan, catalog = spec.plan_file(saved.path)
     if catalog.identity != saved.identity:
         raise Changed(
             f"{saved.path} was modified or replaced while its model was built",
@@ -168,110 +160,18 @@ def _plan(model: Any, saved: SavedModel, options: LoadOptions, layout: Layout) -
     return plan, catalog
 
 
-def _library(options: LoadOptions) -> ModuleType:
-    # What is imported here imports TensorFlow and one of the libraries.
-    name: Literal["keras", "tf_keras"] = options.library or (
-        # What `tf.keras` is in this process.
-        "tf_keras" if os.environ.get("TF_USE_LEGACY_KERAS", "").lower() in {"true", "1"} else "keras"
-    )
-    return importlib.import_module(f"fastassign.architecture.{'keras3' if name == 'keras' else name}")
-
-
-def _train_on(
-    library: ModuleType,
-    model: Any,
-    saved: SavedModel,
-    known: Mapping[str, Any],
-    planned: tuple[Plan, Catalog],
-    report: Report,
-    options: LoadOptions,
-) -> Report:
-    """Compile a model, and give its optimizer the state that it had."""
-    if saved.training is None:
-        logging.getLogger("absl").warning(
-            "No training configuration found in the save file, so the model was *not* compiled. Compile it manually."
-        )
-        return report
-    optimizer = saved.training.get("optimizer_config")
+def _compile(order: _Order, model: Any, training: dict[str, Any], known: Mapping[str, Any]) -> tuple[str, ...]:
+    """Compile a model as its file says, and return the changes that the configuration needed."""
+    optimizer = training.get("optimizer_config")
     if not isinstance(optimizer, dict) or not isinstance(optimizer.get("class_name"), str):
-        raise Malformed("training_config names no optimizer", file=saved.path, hint="load_model(path, compile=False)")
+        raise Malformed(
+            "training_config does not name an optimizer", file=order.saved.path, hint="load_model(path, compile=False)"
+        )
     try:
-        changes = library.compile_model(model, saved.training, known)
+        return order.library.compile_model(model, training, known)
     except Exception as error:
         raise Mismatch(
             f"the model can't be compiled as it was: {error}",
-            file=saved.path,
-            hint="load_model(path, compile=False), then model.compile(...); or pass what is missing as custom_objects",
+            file=order.saved.path,
+            hint="load_model(path, compile=False), then model.compile(...); or pass missing classes as custom_objects",
         ) from error
-    report = replace(report, upgraded=(*report.upgraded, *changes))
-    left = _restore(library, model, saved, planned, options)
-    return replace(report, optimizer_left=left)
-
-
-def _restore(
-    library: ModuleType, model: Any, saved: SavedModel, planned: tuple[Plan, Catalog], options: LoadOptions
-) -> tuple[str, ...]:
-    """Assign the optimizer's tensors; return those that have no place."""
-    plan, catalog = planned
-    if model.optimizer is None:
-        return ()
-    try:
-        tensors = optimizer_tensors(catalog.contents)
-    except FastAssignError as error:
-        raise error.at(saved.path) from None
-    if not tensors:
-        return ()
-    names = [name for name, _ in tensors]
-    entries = [catalog[key] for _, key in tensors]
-    shapes = [entry.record.shape for entry in entries]
-    updated = library.build_optimizer(model)
-    own = library.optimizer_variables(model)
-    chosen = _by_own_names(own, names, shapes)
-    if chosen is None:
-        state = read_state(
-            names,
-            shapes,
-            str((saved.training or {}).get("optimizer_config", {}).get("class_name", "")),
-            _saved_names(plan, catalog, updated),
-            [tuple(variable.shape) for variable in updated],
-            saved.keras_version,
-        )
-        # What Keras 2 wrote in place of slots that an optimizer has not, and single numbers, say nothing.
-        wrong = [position for position in state.left if shapes[position] not in {(), (1,)}]
-        if wrong:
-            raise Mismatch(
-                f"the state of the optimizer does not fit: {names[wrong[0]]} of shape {shapes[wrong[0]]} is no slot of "
-                f"{type(model.optimizer).__name__} for a variable of this model",
-                file=saved.path,
-                tensor=tensors[wrong[0]][1],
-                hint="load_model(path, compile=False), then model.compile(...)",
-            )
-        chosen = list(pairs(model.optimizer, updated, state))
-    assign([(variable, entries[position]) for variable, position in chosen], options=replace(options, on_report=None))
-    used = {position for _, position in chosen}
-    return tuple(name for position, name in enumerate(names) if position not in used)
-
-
-def _by_own_names(own: list[Any], names: list[str], shapes: list[tuple[int, ...]]) -> list[tuple[Any, int]] | None:
-    """Pair variables and tensors that are called the same; ``None`` where not all are."""
-    by_name = {str(getattr(variable, "path", None) or variable.name).removesuffix(":0"): variable for variable in own}
-    found = [by_name.get(name.removesuffix(":0")) for name in names]
-    if len(by_name) < len(own) or any(variable is None for variable in found):
-        return None
-    if any(tuple(variable.shape) != shape for variable, shape in zip(found, shapes, strict=True)):  # type: ignore[union-attr]
-        return None
-    return [(variable, position) for position, variable in enumerate(found)]
-
-
-def _saved_names(plan: Plan, catalog: Catalog, updated: list[Any]) -> dict[str, int]:
-    """Return the number of each variable that the optimizer updates, by its name in the file."""
-    numbers = {id(variable): number for number, variable in enumerate(updated)}
-    by_key = {each.record.key: numbers.get(id(each.target.variable)) for each in plan.matching.assignments.values()}
-    layout = read_legacy(catalog.contents)
-    found = {}
-    for layer in (*layout.layers, *([layout.top_level] if layout.top_level else [])):
-        for name, key in layer.weights:
-            number = by_key.get(key)
-            if number is not None:
-                found[name.removesuffix(":0")] = number
-    return found

@@ -1,7 +1,7 @@
-"""The state of an optimizer, put back by slot and variable.
+"""The variables of an optimizer, by slot and by the variable that each belongs to.
 
-Keras 3 builds the optimizer for the wrong variables and then drops all of it, or gives slots each other's values;
-here nothing goes by place that has a name.
+Keras 3 builds the optimizer for the wrong variables and then drops its whole state, or mixes up the slots
+(docs/internals/keras.md, B1); here position counts only where there are no names.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 from fastassign.architecture.slots import SavedState
 
-# The lists of slot variables, in the order of the variables that the optimizer was built for, by slot. In Keras 3 and
-# in tf_keras' new optimizers they are called the same.
+# For each slot the attribute that lists its variables, in the order of the variables that the optimizer was built for.
+# Keras 3 and tf_keras' new optimizers have the same names.
 _LISTS: dict[str, dict[str, str]] = {
     "adam": {"m": "_momentums", "v": "_velocities", "vhat": "_velocity_hats"},
     "adamw": {"m": "_momentums", "v": "_velocities", "vhat": "_velocity_hats"},
@@ -40,7 +40,7 @@ def slot_variables(optimizer: Any, slot: str, variables: Sequence[Any]) -> list[
         return [optimizer.get_slot(variable, name) for variable in variables] if name in names else []
     lists = _LISTS.get(type(optimizer).__name__.lower(), {})
     name = lists.get(slot) or lists.get(_ALIASES.get(slot, slot), "")
-    # Of Lion's and SGD's lists the names differ by an underscore.
+    # The names of Lion's and SGD's lists differ by an underscore between the libraries.
     return list(getattr(optimizer, name, None) or getattr(optimizer, name.lstrip("_"), None) or ()) if name else []
 
 
@@ -52,9 +52,9 @@ def pairs(optimizer: Any, variables: Sequence[Any], state: SavedState) -> Iterat
     optimizer : optimizer of Keras 3 or tf_keras
         Built for ``variables``.
     variables : sequence of variable
-        What it updates.
+        The variables that it updates.
     state : SavedState
-        What the file holds.
+        The saved tensors.
     """
     if state.iterations is not None:
         yield optimizer.iterations, state.iterations

@@ -1,4 +1,4 @@
-"""What Keras 2 had and Keras 3 has not, or has with another meaning, so that old models compute what they did."""
+"""Layers and functions of Keras 2 that Keras 3 lacks or has changed, so that old models give the same results."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What has to change in a configuration of an older Keras, one rule each.
+"""The rules that bring a configuration of an older Keras up to the running library.
 
 A rule gets one object of the configuration (``class_name`` and ``config``), changes it in place, and returns whether it
-did. It names the versions that wrote what it mends; ``docs/load_model.md`` lists the files and the errors. None of them
-changes what the model computes; what can't be said in Keras 3 is an error.
+did. Its docstring names the versions whose files it mends; ``docs/load_model.md`` lists the files and the errors. No
+rule changes the results of the model; a configuration that Keras 3 can't express is an error.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from fastassign.errors import Unsupported
 
 
 class Rule(NamedTuple):
-    """One thing that changed.
+    """One change between versions.
 
     Attributes
     ----------
     text : str
-        What is done, for the report.
+        The change, in words for the report.
     apply : callable
         Changes an object; returns whether it did.
     """
@@ -40,7 +40,7 @@ def sequential_list(node: Node) -> bool:
 
 
 def sequential_input(node: Node) -> bool:
-    """Keras 1 to 2.3: the shape of a Sequential's input stands on its first layer."""
+    """Keras 1 to 2.3: the first layer of a Sequential carries the shape of the input."""
     layers = layers_of(node) if node["class_name"] == "Sequential" else []
     if not layers or layers[0].get("class_name") == "InputLayer":
         return False
@@ -49,7 +49,7 @@ def sequential_input(node: Node) -> bool:
     if shape is None:
         return False
     inner = own_config(first["layer"]) if isinstance(first.get("layer"), dict) else {}
-    # Of Keras 1 `input_dtype`, which is not the dtype of the layer.
+    # In Keras 1 this is `input_dtype`, which is not the dtype of the layer.
     dtype = first.get("input_dtype", first.get("dtype", inner.get("dtype")))
     name = f"{first['name']}_input" if "name" in first else None
     config = {"batch_shape": shape, "dtype": dtype if isinstance(dtype, str) else "float32"}
@@ -60,7 +60,7 @@ def sequential_input(node: Node) -> bool:
 
 
 def input_shapes(node: Node) -> bool:
-    """Keras 1 to tf_keras: ``batch_input_shape`` is InputLayer's ``batch_shape`` now, and nobody else's."""
+    """Keras 1 to tf_keras: only an InputLayer has the ``batch_input_shape`` now, as its ``batch_shape``."""
     config = own_config(node)
     if "batch_input_shape" not in config:
         return False
@@ -71,7 +71,7 @@ def input_shapes(node: Node) -> bool:
 
 
 def policies(node: Node) -> bool:
-    """TensorFlow 2.0 to tf_keras: a dtype policy is an object of a class that Keras 3 calls otherwise."""
+    """TensorFlow 2.0 to tf_keras: a dtype policy is an object of a class that has another name in Keras 3."""
     config = own_config(node)
     dtype = config.get("dtype")
     if not isinstance(dtype, dict) or dtype.get("class_name") not in {"Policy", "PolicyV1"}:
@@ -104,7 +104,7 @@ def class_names(node: Node) -> bool:
     if old == "SyncBatchNormalization":
         config["synchronized"] = True
     if old.startswith("CuDNN"):
-        # What NVIDIA's kernels compute (source: ``cudnn_recurrent.py`` of Keras 2).
+        # The activations of NVIDIA's kernels (source: ``cudnn_recurrent.py`` of Keras 2).
         config.update(activation="tanh", recurrent_activation="sigmoid")
         if old == "CuDNNGRU":
             config["reset_after"] = True
@@ -112,7 +112,7 @@ def class_names(node: Node) -> bool:
 
 
 def reset_after(node: Node) -> bool:
-    """Keras 1 to 2.1.5: a GRU that does not say so resets before the matrix product."""
+    """Keras 1 to 2.1.5: a GRU without the argument resets before the matrix product."""
     config = own_config(node)
     if node["class_name"] not in {"GRU", "GRUCell"} or "reset_after" in config:
         return False
@@ -120,7 +120,7 @@ def reset_after(node: Node) -> bool:
     return True
 
 
-# Arguments that are gone, and the values with which they said nothing; None stands for any value.
+# Arguments that are gone, and the values that had no effect; None stands for any value.
 _GONE: tuple[tuple[str, str, tuple[Any, ...] | None], ...] = (
     ("", "time_major", (False,)),
     ("", "ragged", (False,)),
@@ -156,7 +156,7 @@ def retired_arguments(takes: Callable[[str, str], bool]) -> Callable[[Node], boo
     Parameters
     ----------
     takes : callable
-        Tells of a class and an argument whether it is known.
+        Gets a class and an argument; returns whether the class takes it.
     """
 
     def apply(node: Node) -> bool:
@@ -186,7 +186,7 @@ def axis(node: Node) -> bool:
     return True
 
 
-# As Keras 3 writes a function of the package ``fastassign``; see ``retired.py``.
+# The form in which Keras 3 writes a function of the package ``fastassign``; see ``retired.py``.
 _HARD_SIGMOID = {
     "module": "builtins",
     "class_name": "function",
@@ -206,7 +206,7 @@ def hard_sigmoids(node: Node) -> bool:
 
 
 def initializers(node: Node) -> bool:
-    """Keras 1 to TensorFlow 1.15: initializers with a dtype, a distribution called normal, a version in the name."""
+    """Keras 1 to TensorFlow 1.15: initializers with a dtype, the distribution normal, or a version in the name."""
     changed = False
     for key, value in own_config(node).items():
         if not key.endswith("initializer") or not isinstance(value, dict) or not isinstance(value.get("config"), dict):
@@ -224,7 +224,7 @@ def initializers(node: Node) -> bool:
 
 
 def wrapped(node: Node) -> bool:
-    """Keras 1 to 2.x: what a wrapper or an RNN holds does not say which module its class is from."""
+    """Keras 1 to 2.x: the layers inside a wrapper or an RNN do not name the module of their class."""
     changed = False
     config = own_config(node)
     for key in ("layer", "backward_layer", "cell", "cells"):
@@ -242,7 +242,7 @@ def wrapped(node: Node) -> bool:
 
 
 def score_modes(node: Node) -> bool:
-    """tf_keras: Keras 3 takes the score mode ``dot`` of an attention for the function ``keras.layers.dot``."""
+    """tf_keras: Keras 3 confuses the score mode ``dot`` of an attention with the function ``keras.layers.dot``."""
     config = own_config(node)
     if node["class_name"] != "Attention" or config.get("score_mode") != "dot":
         return False
@@ -251,7 +251,7 @@ def score_modes(node: Node) -> bool:
 
 
 def modules(node: Node) -> bool:
-    """Keras 2.12 to tf_keras, archives: modules of models that are elsewhere now."""
+    """Keras 2.12 to tf_keras, archives: the classes of models are in another module now."""
     if node["class_name"] not in {"Functional", "Sequential", "Model"} or node.get("module") in {None, "keras"}:
         return False
     if not str(node["module"]).startswith(("keras.", "tf_keras.")):
@@ -272,7 +272,7 @@ def rules(
     module_of : callable
         See ``operations``.
     version : str
-        The Keras that saved the file; empty where it does not say, as of Keras 1.
+        The version of Keras that saved the file; empty where the file does not say, as in Keras 1.
     """
     if version.startswith("3."):
         return (Rule("operators told from layers", operations(module_of)),)
@@ -284,7 +284,7 @@ def rules(
         Rule("tensors among keyword arguments marked", keyword_tensors),
         Rule("calls of nested models counted from 0", inner_calls),
         Rule("classes renamed", class_names),
-        Rule("reset_after=False for GRUs that do not say", reset_after),
+        Rule("reset_after=False for GRUs that do not have the argument", reset_after),
         Rule("Keras 2's hard_sigmoid kept", hard_sigmoids),
         Rule("dtype policies named", policies),
         Rule("axes of BatchNormalization made numbers", axis),
@@ -298,8 +298,8 @@ def rules(
 
 
 def rules_for_tf_keras(version: str) -> tuple[Rule, ...]:
-    """Return the rules for a legacy file in tf_keras, which reads all but this of Keras 2."""
-    return (*_of_keras_1(version), Rule("reset_after=False for GRUs that do not say", reset_after))
+    """Return the rules for a legacy file in tf_keras, which reads everything else of Keras 2 itself."""
+    return (*_of_keras_1(version), Rule("reset_after=False for GRUs that do not have the argument", reset_after))
 
 
 def _of_keras_1(version: str) -> tuple[Rule, ...]:

@@ -1,8 +1,9 @@
-"""What a whole-model file says of the model, its weights aside.
+"""A model as its file describes it, without the weights.
 
-Legacy ``.h5`` files carry it as JSON in attributes of the root: ``model_config``, ``training_config`` where the model
-was compiled, ``keras_version`` (source: ``legacy_h5_format.py`` of Keras 3, ``hdf5_format.py`` of tf_keras). ``.keras``
-archives carry it in members: ``config.json``, with the compilation inside, and ``metadata.json`` (``saving_lib.py``).
+Legacy ``.h5`` files carry the description as JSON in attributes of the root: ``model_config``, ``keras_version`` and,
+where the model was compiled, ``training_config`` (source: ``legacy_h5_format.py`` of Keras 3, ``hdf5_format.py`` of
+tf_keras). ``.keras`` archives carry it in two members: ``config.json``, with the compilation inside, and
+``metadata.json`` (source: ``saving_lib.py``).
 """
 
 from __future__ import annotations
@@ -39,15 +40,15 @@ class SavedModel:
     path : pathlib.Path
         The file.
     identity : Identity
-        Which file that was.
+        Tells whether the file is still the same one.
     format : {"hdf5", "archive"}
         A legacy ``.h5`` file, or a ``.keras`` archive.
     config : dict
-        ``class_name`` and ``config`` of the model, and for an archive what Keras 3 adds to them.
+        ``class_name`` and ``config`` of the model, and for an archive the further keys of Keras 3.
     training : dict or None
         How a model in a legacy file was compiled; ``None`` where it was not.
     keras_version : str
-        The Keras that saved it; empty where the file does not say.
+        The version of Keras that saved it; empty where the file does not say.
     """
 
     path: Path
@@ -59,12 +60,12 @@ class SavedModel:
 
 
 def read_saved(path: str | os.PathLike[str]) -> SavedModel:
-    """Read what a file says of its model.
+    """Read the description of the model in a file.
 
     Raises
     ------
     NotFound, Denied, NotAFile, Malformed, Truncated
-        The file can't be read, or its configuration is no JSON or not that of a model.
+        The file can't be read, or its configuration is not JSON or not that of a model.
     Refused
         The configuration is larger than any real one.
     """
@@ -86,7 +87,7 @@ def _from_hdf5(file: WeightFile) -> SavedModel:
         raise Mismatch(
             f"No model config found in the file at {file.path}.",
             file=file.path,
-            hint="the file holds weights alone: build the model in code, then fastassign.load_weights(model, path)",
+            hint="the file holds only weights: build the model in code, then call fastassign.load_weights(model, path)",
         )
     training = texts.get("training_config")
     return SavedModel(
@@ -105,10 +106,10 @@ def _from_archive(file: WeightFile) -> SavedModel:
             texts = {name: _member(archive, name) for name in (_CONFIG, _METADATA) if name in archive.namelist()}
     except FastAssignError:
         raise
-    except Exception as error:  # zipfile lets through what its codecs raise
+    except Exception as error:  # zipfile passes on any exception of its codecs
         raise Malformed(str(error), hint="a .keras file is a zip archive; this one is damaged") from error
     if _CONFIG not in texts:
-        raise Malformed(f"There is no item named {_CONFIG!r} in the archive", hint="this is no model saved by Keras")
+        raise Malformed(f"There is no item named {_CONFIG!r} in the archive", hint="this is not a model saved by Keras")
     metadata = _parse(texts.get(_METADATA, "{}"), _METADATA)
     version = metadata.get("keras_version", "") if isinstance(metadata, dict) else ""
     config = _model(_parse(texts[_CONFIG], _CONFIG), _CONFIG)
@@ -139,12 +140,12 @@ def _parse(text: str, name: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise Malformed(f"{name} is no JSON that can be read: {error}", hint="the file is damaged") from error
+        raise Malformed(f"{name} is not valid JSON: {error}", hint="the file is damaged") from error
 
 
 def _object(value: Any, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise Malformed(f"{name} is a JSON {type(value).__name__}, not an object")
+        raise Malformed(f"{name} must be a JSON object, not a {type(value).__name__}")
     return value
 
 
@@ -181,33 +182,33 @@ def layer_name(node: Node) -> str:
 
 
 def layers_of(node: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the configurations of the layers of a model; empty for what is no model."""
+    """Return the configurations of the layers of a model; empty if the object is not a model."""
     config = node.get("config")
     found = config if isinstance(config, list) else config.get("layers") if isinstance(config, dict) else None
     return [layer for layer in found if isinstance(layer, dict)] if isinstance(found, list) else []
 
 
 def check_acyclic(config: dict[str, Any]) -> None:
-    """Raise if layers of a model wait for each other: Keras would go round for ever.
+    """Raise an error if layers of a model wait for each other, which would keep Keras busy for ever.
 
     Raises
     ------
     Malformed
-        They do.
+        The layers form a circle.
     """
     for node in nodes(config):
         layers = {str(layer.get("name")): layer for layer in layers_of(node) if "inbound_nodes" in layer}
         waits = {name: _sources(layer["inbound_nodes"], layers.keys()) for name, layer in layers.items()}
-        # A layer that is used twice may stand before and behind another: only its first call has to come first.
+        # A layer that is called twice may feed another and be fed by it: only its first call has to come first.
         done: set[str] = set()
         while waits:
             ready = set()
-            for name, calls in waits.items():  # nearly always in an order that needs one pass
+            for name, calls in waits.items():  # in nearly every file the order is such that one pass is enough
                 if not calls or calls[0] <= done:
                     done.add(name)
                     ready.add(name)
             if not ready:
-                raise Malformed(f"the layers {sorted(waits)[:5]} of a {node['class_name']} wait for each other")
+                raise Malformed(f"layers of a {node['class_name']} take inputs from each other: {sorted(waits)[:5]}")
             waits = {name: calls for name, calls in waits.items() if name not in ready}
 
 

@@ -1,6 +1,7 @@
-"""The state of an optimizer in a legacy file: which tensor is which slot of which variable.
+"""The state of an optimizer in a legacy file: the slot and the variable that each tensor belongs to.
 
-Four generations wrote it. Their names (sources: ``save_optimizer_weights_to_hdf5_group`` of each, and the optimizers):
+Four generations of Keras name the tensors (sources: ``save_optimizer_weights_to_hdf5_group`` of each, and the
+optimizers):
 
 ==================================  =========================================================================
 Keras 3                             ``adam/iteration``, ``adam/learning_rate``, ``adam/dense_kernel_momentum``
@@ -10,7 +11,7 @@ Keras 1 to 2.3                      ``Adam/iterations:0`` or nothing, then ``tra
                                     to 2.0.5 variables stand in the order of their names, later in that of the layers
 ==================================  =========================================================================
 
-Slots are called here as TensorFlow 2 called them: ``m``, ``v``, ``vhat``, ``rms``, ``mg``, ``momentum``,
+Slots have the names that TensorFlow 2 gave them: ``m``, ``v``, ``vhat``, ``rms``, ``mg``, ``momentum``,
 ``accumulator``, ``accum_grad``, ``accum_var``, ``linear``.
 """
 
@@ -25,7 +26,7 @@ ITERATIONS = frozenset({"iteration", "iterations", "iter"})
 _SLOTS = ("vhat", "velocity_hat", "m", "v", "u", "rms", "mg", "momentum", "velocity", "accumulator", "accum_grad",
           "accum_var", "accumulated_grad", "accumulated_delta_var", "linear", "average_gradient")  # fmt: skip
 
-# What each optimizer of Keras 1 and 2 lists after `iterations`: a block of one tensor a variable for each.
+# The slots that each optimizer of Keras 1 and 2 lists after `iterations`: each is a block of one tensor a variable.
 _BLOCKS = {
     "adam": ("m", "v", "vhat"),
     "adamax": ("m", "v"),
@@ -41,18 +42,18 @@ _COUNTER = re.compile(r"_\d+$")
 
 @dataclass(frozen=True, slots=True)
 class SavedState:
-    """The tensors of an optimizer, by what they are.
+    """The tensors of an optimizer, by slot and variable.
 
     Attributes
     ----------
     iterations : int or None
         The position of the step counter among the saved tensors.
     learning_rate : int or None
-        That of the learning rate.
+        The position of the learning rate.
     slots : mapping of str to (mapping of int to int)
         For each slot: the position of the tensor for each variable, by the variable's number.
     left : tuple of int
-        Positions of tensors that nobody can tell.
+        Positions of tensors that belong to no known slot.
     """
 
     iterations: int | None = None
@@ -69,20 +70,20 @@ def read_state(
     variable_shapes: Sequence[tuple[int, ...]],
     keras_version: str,
 ) -> SavedState:
-    """Tell what the saved tensors of an optimizer are.
+    """Find slot and variable of each saved tensor of an optimizer.
 
     Parameters
     ----------
     names, shapes : sequence
-        Of the tensors, in the order of the file.
+        Names and shapes of the tensors, in the order of the file.
     class_name : str
-        The optimizer's.
+        The optimizer's class.
     variables : mapping of str to int
         The number of each variable that the optimizer updates, by its name in the file, without ``:0``.
     variable_shapes : sequence of tuple of int
-        Their shapes, by number.
+        The shapes of those variables, by number.
     keras_version : str
-        The Keras that saved the file.
+        The version of Keras that saved the file.
     """
     bare = [name.removesuffix(":0") for name in names]
     iterations = next((i for i, name in enumerate(bare) if _last(name) in ITERATIONS and shapes[i] == ()), None)
@@ -117,7 +118,7 @@ def _by_names(
     shapes: Sequence[tuple[int, ...]],
     variable_shapes: Sequence[tuple[int, ...]],
 ) -> dict[str, dict[int, int]]:
-    """Sort by slot and variable; empty where a name does not say, or says what can't be."""
+    """Sort by slot and variable; empty where names do not tell, or contradict the shapes."""
     found: dict[str, list[tuple[str, int]]] = {}
     for position in positions:
         slot, variable = _split(names[position])
@@ -131,7 +132,7 @@ def _by_names(
     for slot, members in found.items():
         numbers = [_number(variable, variables, flat) for variable, _ in members]
         if None in numbers or len(set(numbers)) < len(numbers):
-            # Names of another run of the program: then the order is that of the variables.
+            # The names are from another run of the program: the order is that of the variables.
             if len(members) != len(variable_shapes):
                 return {}
             numbers = list(range(len(members)))
@@ -175,7 +176,7 @@ def _by_places(
     variable_shapes: Sequence[tuple[int, ...]],
     order: Sequence[int],
 ) -> dict[str, dict[int, int]]:
-    """Take blocks of one tensor a variable, as long as the shapes agree."""
+    """Take blocks of one tensor for each variable, as long as the shapes agree."""
     count, expected = len(order), [variable_shapes[number] for number in order]
     slots: dict[str, dict[int, int]] = {}
     for i, slot in enumerate(blocks):

@@ -1,4 +1,4 @@
-"""Models of tf_keras, built from what a file says of them."""
+"""Models of tf_keras, built as a file describes them."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from fastassign.errors import Unsupported
 
 
 def all_objects(custom_objects: Mapping[str, Any]) -> dict[str, Any]:
-    """Return custom objects with those that are registered, which win, as in tf_keras."""
+    """Return custom objects together with the registered ones, which win, as in tf_keras."""
     local = object_registration._THREAD_LOCAL_CUSTOM_OBJECTS.__dict__
     return {**custom_objects, **local, **object_registration._GLOBAL_CUSTOM_OBJECTS}
 
 
 def build(saved: SavedModel, known: Mapping[str, Any], *, safe_mode: bool) -> tuple[Any, tuple[str, ...]]:
-    """Build the model of a legacy file, with initial values and not compiled; see ``keras3.build``."""
+    """Build the model of a legacy file, with initial values and not compiled; see ``ModelLibrary``."""
     _check_version(saved)
     config, changes = upgraded(saved.config, rules_for_tf_keras(saved.keras_version))
     if safe_mode:
         check_code(config)
     check_known(config, lambda name: _is_known(name, known))
-    # It knows the TensorShapes and tuples that the JSON holds.
+    # `json_utils` knows the TensorShapes and tuples that the JSON holds.
     decoded = json_utils.decode(json.dumps(config))
     return model_configs.model_from_config(decoded, custom_objects=dict(known)), changes
 
@@ -53,7 +53,7 @@ def _check_version(saved: SavedModel) -> None:
 def build_archive(
     saved: SavedModel, custom_objects: Mapping[str, Any], *, compiled: bool, safe_mode: bool
 ) -> tuple[Any, tuple[str, ...]]:
-    """Build the model of a ``.keras`` archive; see ``keras3.build_archive``."""
+    """Build the model of a ``.keras`` archive, with initial values, and compiled if asked for; see ``build``."""
     _check_version(saved)
     if safe_mode:
         check_code(saved.config)
@@ -64,7 +64,7 @@ def build_archive(
 
 
 def load_assets(model: Any, path: Path) -> None:
-    """Load what a ``.keras`` archive holds beside numbers; see ``keras3.load_assets``."""
+    """Load the members of a ``.keras`` archive that are not numbers: vocabularies, and files of custom layers."""
     with zipfile.ZipFile(path) as archive:
         if len(archive.namelist()) <= 3:
             return
@@ -78,13 +78,13 @@ def load_assets(model: Any, path: Path) -> None:
 
 
 def _is_known(name: str, known: Mapping[str, Any]) -> bool:
-    # What stands for TensorFlow's own ops in a model is found nowhere but where it is made.
+    # The layers that stand for TensorFlow's own ops in a model are not exported.
     is_own = name in known or hasattr(tf_keras.layers, name) or hasattr(tf_keras, name)
     return is_own or name in {"Functional", "TFOpLambda", "TensorFlowOpLayer", "SlicingOpLambda", "ClassMethod"}
 
 
 def compile_model(model: Any, training: dict[str, Any], known: Mapping[str, Any]) -> tuple[str, ...]:
-    """Compile a model as the file says; see ``keras3.compile_model``."""
+    """Compile a model as a legacy file says; see ``ModelLibrary``."""
     config, changes = for_tf_keras(training)
     arguments = saving_utils.compile_args_from_training_config(json_utils.decode(json.dumps(config)), dict(known))
     model.compile(**arguments, from_serialized=True)
@@ -108,7 +108,7 @@ def optimizer_variables(model: Any) -> list[Any]:
 
 
 def variables(model: Any) -> list[Any]:
-    """Return TensorFlow's variables of a model and its optimizer."""
+    """Return the TensorFlow variables of a model and its optimizer."""
     own = list(model.variables)
     if getattr(model, "optimizer", None) is not None:
         own += optimizer_variables(model)

@@ -1,6 +1,6 @@
-"""How a model was compiled, as the running Keras 3 says it.
+"""The compilation of a model, brought up to the running library.
 
-What Keras 2 named otherwise: ``lr``, ``decay``, short names of losses, metrics as functions in a wrapper.
+Keras 2 had other names: ``lr``, ``decay``, short names of losses, metrics as functions in a wrapper.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-# Names that losses and metrics had, or still have beside their own; Keras 3 reads its own alone (facts: bug B2).
+# Old and short names of losses and metrics; Keras 3 reads the long ones only (docs/internals/keras.md, B2).
 _NAMES = {
     "mse": "mean_squared_error",
     "MSE": "mean_squared_error",
@@ -30,7 +30,7 @@ _NAMES = {
 }
 
 
-# Classes of tf.keras that hold a function, which Keras 3 has a class of its own for.
+# Classes of tf.keras that wrap a function; Keras 3 has a class of its own for each such function.
 _WRAPPERS = frozenset({"MeanMetricWrapper", "SumOverBatchSizeMetricWrapper"})
 
 
@@ -42,7 +42,7 @@ def for_keras3(
     Parameters
     ----------
     training : dict
-        As in the file; stays as it is.
+        As in the file; it is not changed.
     arguments_of : callable
         Returns the arguments that an optimizer's class takes; ``None`` for a class that is not Keras' own.
     is_metric : callable
@@ -51,7 +51,7 @@ def for_keras3(
     Returns
     -------
     (dict, tuple of str)
-        The new configuration, and what was changed or dropped.
+        The new configuration, and the changes.
     """
     made = copy.deepcopy(training)
     changes: list[str] = []
@@ -68,7 +68,7 @@ def for_keras3(
 
 
 def for_tf_keras(training: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Bring a ``training_config`` up to tf_keras, which reads Keras 2's but for one name; see ``for_keras3``."""
+    """Bring a ``training_config`` up to tf_keras, where one name of Keras 2 is gone; see ``for_keras3``."""
     made = copy.deepcopy(training)
     changes = []
     for key in ("loss", "metrics", "weighted_metrics"):
@@ -95,8 +95,8 @@ def _optimizer(optimizer: dict[str, Any], arguments_of: Callable[[str], set[str]
     known = arguments_of(name) if package in {"", "Custom"} else None
     if known is None:
         return []
-    # TensorFlow 2.11 on registers its own optimizers as if they were custom; Keras 3 takes one of the same name with
-    # all arguments at their defaults.
+    # TensorFlow 2.11 on registers its own optimizers as if they were custom; under that name Keras 3 would make one of
+    # the same class with all arguments at their defaults.
     optimizer["class_name"] = name
     if "lr" in config:
         config.setdefault("learning_rate", config.pop("lr"))
@@ -119,7 +119,7 @@ def _optimizer(optimizer: dict[str, Any], arguments_of: Callable[[str], set[str]
 
 
 def _renamed(value: Any, is_metric: Callable[[str], bool]) -> Any:
-    """Rename losses and metrics, in whatever lists and mappings they stand."""
+    """Rename losses and metrics, inside lists and mappings too."""
     if isinstance(value, str):
         return _NAMES.get(value, value)
     if isinstance(value, list):

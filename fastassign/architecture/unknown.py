@@ -1,4 +1,4 @@
-"""Classes that a configuration names and nobody knows, all at once; and code, which nobody asked for."""
+"""Checks on a configuration: whether its classes are known, and whether it holds Python code."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from fastassign.errors import Mismatch, Refused
 
 
 def check_known(config: dict[str, Any], is_known: Callable[[str], bool]) -> None:
-    """Raise if a layer is of an unknown class.
+    """Raise an error if layers are of unknown classes.
 
     Parameters
     ----------
     config : dict
         The configuration of a model.
     is_known : callable
-        Tells of a class name.
+        Gets the name of a class; returns whether it is known.
 
     Raises
     ------
     Mismatch
-        The text names every such class, its layers and the arguments that it would get.
+        The text lists every such class with its layers and the arguments that it would get.
     """
     unknown: dict[str, list[dict[str, Any]]] = {}
     for layer in _layers(config):
@@ -55,12 +55,12 @@ def _layers(config: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def check_code(config: dict[str, Any]) -> None:
-    """Raise if a configuration holds Python code, which runs when the model is built.
+    """Raise an error if a configuration holds Python code, which would run when the model is built.
 
     Raises
     ------
     Refused
-        It does.
+        There is code in it.
     """
     for node in nodes(config):
         function = node["config"].get("function") if isinstance(node["config"], dict) else None
@@ -70,8 +70,8 @@ def check_code(config: dict[str, Any]) -> None:
         if node["class_name"] == "__lambda__" or (node["class_name"] == "Lambda" and is_code):
             name = node["config"].get("name", "") if isinstance(node["config"], dict) else ""
             raise Refused(
-                f"Requested the deserialization of a Lambda layer {name!r} whose Python code stands in the file. This "
+                f"Requested the deserialization of a Lambda layer {name!r} whose Python code is in the file. This "
                 "carries a potential risk of arbitrary code execution and thus it is disallowed by default.",
                 rule="code",
-                option="load_model(path, safe_mode=False), if you trust the file",
+                option="load_model(path, safe_mode=False)",
             )

@@ -16,7 +16,7 @@ def upgraded(config: dict[str, Any], rules: Iterable[Rule]) -> tuple[dict[str, A
     Parameters
     ----------
     config : dict
-        Stays as it is.
+        The configuration, which is not changed.
     rules : iterable of Rule
         In the order in which they apply to one object; outer objects come before those inside.
 

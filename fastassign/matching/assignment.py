@@ -1,10 +1,11 @@
-"""The result of matching: which record goes into which variable, and what is left on both sides."""
+"""The result of matching: which record goes into which variable, and what remains on both sides."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias
 
 from fastassign.catalog.memory import ArrayRecord
 from fastassign.catalog.records import TensorRecord
@@ -12,9 +13,13 @@ from fastassign.errors import Mismatch
 from fastassign.matching.conversions.recipes import Recipe
 from fastassign.targets.target import Layout, Target
 
-# How stored values become values of the variable. "same": the bytes are the values. "reinterpret": opaque bytes
-# that the variable's dtype explains (bfloat16, float8). "cast": numpy's astype, through the library's assign.
-Fit = Literal["same", "reinterpret", "cast"]
+# How stored values become values of the variable. "same": the bytes are the values. "reinterpret": the bytes are
+# opaque in the file, and the variable's dtype explains them (bfloat16, float8). "cast": numpy's astype, through the
+# library's assign.
+Fit: TypeAlias = Literal["same", "reinterpret", "cast"]
+
+# The library that a model belongs to; "tensorflow" for variables without a model.
+Library: TypeAlias = Literal["keras", "tf_keras", "tensorflow"]
 
 # TensorFlow's dtype names whose stored form is opaque, and its item size.
 _OPAQUE_FORMS = {"bfloat16": "|V2", "float8_e4m3fn": "|V1", "float8_e5m2": "|V1"}
@@ -48,7 +53,7 @@ class Hook:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Conversion:
-    """A variable whose value is made of arrays of the file: from an older layout, turned round, or reshaped.
+    """A variable whose value is computed from arrays of the file: from an older layout, flipped, or reshaped.
 
     Attributes
     ----------
@@ -66,19 +71,19 @@ class Conversion:
 
     @property
     def staged_bytes(self) -> int:
-        """Host memory that it takes at its peak: what is read, the result, and temporaries."""
-        # The library's own assign makes two copies on its way.
+        """Host memory that it takes at its peak: the arrays of the file, the result, and temporaries."""
+        # The library's own assign makes two copies.
         copies = 1 if self.target.resource is not None else 3
         return self.recipe.nbytes + self.recipe.spare_bytes + copies * self.target.nbytes
 
     def __str__(self) -> str:
-        """Say what is done."""
+        """Name the variable and the steps of the recipe."""
         return f"{self.target.name}: {', '.join(self.recipe.steps)}"
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something to tell the user, by the channel that the library itself uses for it."""
+    """A warning to the user, through the channel that the library itself uses for it."""
 
     text: str
     channel: Literal["warnings", "logging", "absl"] = "warnings"
@@ -86,7 +91,7 @@ class Notice:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Failure:
-    """An object of the model that could not be loaded, and stock's text of the reason."""
+    """An object of the model that could not be loaded, and the reason in stock's words."""
 
     obj: Any
     error: str
@@ -104,8 +109,8 @@ def failure_text(failures: Sequence[Failure]) -> str:
     )
 
 
-def failure_notices(library: Literal["keras", "tf_keras", "tensorflow"], failures: Sequence[Failure]) -> list[Notice]:
-    """Return the warnings that stock gives under ``skip_mismatch``: Keras 3 one for all, tf_keras one for each."""
+def failure_notices(library: Library, failures: Sequence[Failure]) -> list[Notice]:
+    """Return the warnings that stock gives under ``skip_mismatch``: one for all in Keras 3, one each in tf_keras."""
     if library == "keras":
         return [Notice(failure_text(failures))] if failures else []
     return [
@@ -114,9 +119,13 @@ def failure_notices(library: Literal["keras", "tf_keras", "tensorflow"], failure
     ]
 
 
-@dataclass(slots=True)
+def _no_mapping() -> Mapping[int, Any]:
+    return MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Matching:
-    """Everything that a load will do, before it is planned.
+    """Everything that a load will do, before it is planned; a ``MatchingBuilder`` makes it.
 
     Attributes
     ----------
@@ -124,24 +133,24 @@ class Matching:
         The model's library; ``"tensorflow"`` for variables without a model.
     layout : {"legacy", "keras3", "named"}
         How the file was read; ``"named"``: tensor by tensor, by name.
-    assignments : dict of int to Assignment
+    assignments : mapping of int to Assignment
         By ``id`` of the target's variable: a variable that stock assigns twice keeps the later value.
-    hooks : list of Hook
-        What only the library's own code can do.
-    conversions : dict of int to Conversion
+    hooks : tuple of Hook
+        Objects that only the library's own code can load.
+    conversions : mapping of int to Conversion
         As ``assignments``; no variable is in both.
-    finalizers : list of callable
-        To be called once when all variables are in.
-    notices : list of Notice
+    finalizers : tuple of callable
+        To be called once when all variables have their values.
+    notices : tuple of Notice
         Warnings that stock gives for this load.
-    failures : list of Failure
-        Objects that ``skip_mismatch`` leaves as they are; stock's warning about them comes with those that fail
-        by their own methods.
-    skipped : list of str
-        What ``skip_mismatch``, ``include`` or ``exclude`` left out, and why.
-    left_out : set of int
+    failures : tuple of Failure
+        Objects that ``skip_mismatch`` leaves as they are. Stock's warning about them also names the objects whose
+        own methods fail during the load.
+    skipped : tuple of str
+        The variables and layers that ``skip_mismatch``, ``include`` or ``exclude`` left out, and why.
+    left_out : frozenset of int
         ``id`` of the variables that ``include`` and ``exclude`` leave as they are.
-    repaired : list of str
+    repaired : tuple of str
         Where the names in the file overruled the position.
     missing : tuple of Target
         Variables of the model that get no value.
@@ -149,59 +158,25 @@ class Matching:
         Weights of the file that no variable takes.
     """
 
-    library: Literal["keras", "tf_keras", "tensorflow"]
+    library: Library
     layout: Layout
-    assignments: dict[int, Assignment] = field(default_factory=dict)
-    hooks: list[Hook] = field(default_factory=list)
-    conversions: dict[int, Conversion] = field(default_factory=dict)
-    finalizers: list[Callable[[], None]] = field(default_factory=list)
-    notices: list[Notice] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-    left_out: set[int] = field(default_factory=set)
-    repaired: list[str] = field(default_factory=list)
+    assignments: Mapping[int, Assignment] = field(default_factory=_no_mapping)
+    hooks: tuple[Hook, ...] = ()
+    conversions: Mapping[int, Conversion] = field(default_factory=_no_mapping)
+    finalizers: tuple[Callable[[], None], ...] = ()
+    notices: tuple[Notice, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    skipped: tuple[str, ...] = ()
+    left_out: frozenset[int] = frozenset()
+    repaired: tuple[str, ...] = ()
     missing: tuple[Target, ...] = ()
     unexpected: tuple[TensorRecord, ...] = ()
 
     @property
     def targets(self) -> list[Target]:
-        """Everything that gets a value, except by objects that load themselves."""
+        """Every variable that gets a value, except by objects that load themselves."""
         assigned: list[Assignment | Conversion] = [*self.assignments.values(), *self.conversions.values()]
         return [each.target for each in assigned]
-
-    def assign(self, value: TensorRecord | Recipe, target: Target) -> None:
-        """Add an assignment whose shapes are known to agree.
-
-        Raises
-        ------
-        Mismatch
-            The stored bytes have no meaning as the variable's dtype; the text is stock's.
-        """
-        key = id(target.variable)
-        # The later of two values stays, whichever way they come.
-        self.conversions.pop(key, None)
-        if isinstance(value, TensorRecord) or not value.steps:
-            record = value if isinstance(value, TensorRecord) else value.records[0]
-            self.assignments[key] = Assignment(record, target, fit(record, target))
-            return
-        if not value.records:
-            raise Mismatch(
-                "the weights are of a layout that only the library's own loader converts",
-                variable=target.name,
-                hint="load the file with model.load_weights",
-            )
-        self.assignments.pop(key, None)
-        self.conversions[key] = Conversion(value, target, tuple(fit(record, target) for record in value.records))
-
-    def leave_out(self, name: str, variable: Any) -> None:
-        """Note a variable that the options leave as it is; a second time says nothing new."""
-        if id(variable) not in self.left_out:
-            self.left_out.add(id(variable))
-            self.skipped.append(f"{name}: left out by include or exclude")
-
-    def assign_array(self, record: ArrayRecord, target: Target) -> None:
-        """Add an array of the variable's shape; it is cast while it is copied."""
-        self.assignments[id(target.variable)] = Assignment(record, target, "same")
 
 
 def fit(record: TensorRecord, target: Target) -> Fit:
@@ -212,7 +187,7 @@ def fit(record: TensorRecord, target: Target) -> Fit:
         if _OPAQUE_FORMS.get(target.dtype) == record.dtype:
             return "reinterpret"
         raise Mismatch(
-            # numpy's texts: it tries its own floats element by element, and knows no way to those of ml_dtypes.
+            # numpy's texts: it tries its own floats element by element, and has no cast to the dtypes of ml_dtypes.
             "setting an array element with a sequence."
             if target.dtype in _NUMPY_FLOATS
             else "No cast function available.",

@@ -1,10 +1,10 @@
-"""Matching a file and a model: which of the rules apply, as the library itself chooses."""
+"""Matching a file and a model: the rules that apply are chosen as the library itself chooses them."""
 
 from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,9 +13,10 @@ from fastassign.catalog.keras_legacy import LegacyContents, is_legacy, read_lega
 from fastassign.catalog.records import TensorRecord
 from fastassign.errors import FastAssignError, Mismatch, Unsupported
 from fastassign.matching.assignment import Matching, Notice
-from fastassign.matching.keras3.walk import match_by_path
+from fastassign.matching.keras3.by_path import match_by_path
 from fastassign.matching.legacy.by_name import match_by_name
 from fastassign.matching.legacy.by_order import match_by_order
+from fastassign.matching.legacy.context import LegacyContext
 from fastassign.matching.legacy.selected import match_selected
 from fastassign.matching.mismatch.explain import explain
 from fastassign.matching.selection import Selection
@@ -49,7 +50,7 @@ def choose_layout(model: ModelTargets | BareTargets, path: Path, request: Reques
     name = str(path)
     if model.library == "tensorflow":
         if request.by_name or request.objects_to_skip is not None:
-            raise Mismatch("`by_name` and `objects_to_skip` are for models with layers; variables go by name anyway")
+            raise Mismatch("`by_name` and `objects_to_skip` are for models with layers; variables always go by name")
         return "named"
     if model.library == "keras":
         return _choose_keras3(name, path, request)
@@ -114,10 +115,10 @@ def match(
     try:
         selection = _select(model, options)
         if model.library == "tensorflow":
-            matching = match_by_key(model, catalog, skip_mismatch=request.skip_mismatch)
+            builder = match_by_key(model, catalog, skip_mismatch=request.skip_mismatch)
             saved = read_legacy(catalog.contents) if is_legacy(catalog.contents) else None
         elif layout == "keras3":
-            matching = match_by_path(
+            builder = match_by_path(
                 model,
                 catalog,
                 skip_mismatch=request.skip_mismatch,
@@ -126,50 +127,59 @@ def match(
                 reshape=options.reshape,
             )
             if request.by_name:
-                matching.skipped.append("by_name: tf_keras ignores it for Keras 3 files, which have no layer names")
+                builder.skip("by_name: tf_keras ignores it for Keras 3 files, which have no layer names")
         else:
             saved = read_legacy(catalog.contents)
-            matching = _match_legacy(model, catalog, saved, request, options, selection)
-            matching.finalizers = model.finalizers()
+            context = LegacyContext.of(model, catalog, saved, options, skip_mismatch=request.skip_mismatch)
+            _match_legacy(context, selection, by_name=request.by_name)
+            builder = context.builder
+            builder.add_finalizers(model.finalizers())
     except FastAssignError as error:
         if isinstance(error, Mismatch) and model.library != "tensorflow":
             explain(error, model, catalog, saved, advise=selection is None or error.hint is None)
         raise error.at(catalog.path) from error.__cause__
-    matching.missing = tuple(_missing(model, matching))
-    matching.unexpected = tuple(_unexpected(catalog, matching, saved))
-    if not (matching.assignments or matching.hooks or matching.conversions) and not request.skip_mismatch:
-        # tf_keras loads a Keras 3 file into a model without variables, and says nothing (facts: bug B10).
-        unbuilt = not getattr(model.model, "built", True) and matching.unexpected
-        if matching.missing or unbuilt:
-            raise Mismatch(
-                f"{catalog.path} holds nothing for this model: no variable would have been assigned",
-                file=catalog.path,
-                hint="build the model first: call it on some data"
-                if unbuilt
-                else "compare both sides with: fastassign inspect " + str(catalog.path),
-            )
-        if matching.left_out:
-            raise Mismatch("include and exclude leave no variable to load", file=catalog.path)
-        nothing = "the model has no weights" if matching.unexpected else "neither the model nor the file has weights"
-        matching.notices.append(Notice(f"{catalog.path}: {nothing}"))
-    return matching
+    matching = builder.build()
+    matching = replace(
+        matching,
+        missing=tuple(_missing(model, matching)),
+        unexpected=tuple(_unexpected(catalog, matching, saved)),
+    )
+    if matching.assignments or matching.hooks or matching.conversions or request.skip_mismatch:
+        return matching
+    return _with_nothing_to_load(model, catalog, matching)
 
 
-def _match_legacy(
-    model: ModelTargets,
-    catalog: Catalog,
-    saved: LegacyContents,
-    request: Request,
-    options: LoadOptions,
-    selection: Selection | None,
-) -> Matching:
-    skip = request.skip_mismatch
+def _match_legacy(context: LegacyContext, selection: Selection | None, *, by_name: bool) -> None:
     if selection is not None:
-        by_name = request.by_name
-        return match_selected(model, catalog, saved, selection, by_name=by_name, skip_mismatch=skip, options=options)
-    if request.by_name:
-        return match_by_name(model, catalog, saved, skip_mismatch=skip, options=options)
-    return match_by_order(model, catalog, saved, skip_mismatch=skip, options=options)
+        match_selected(context, selection, by_name=by_name)
+    elif by_name:
+        match_by_name(context)
+    else:
+        match_by_order(context)
+
+
+def _with_nothing_to_load(model: ModelTargets | BareTargets, catalog: Catalog, matching: Matching) -> Matching:
+    """Return a matching that assigns nothing with a warning that says so, if neither side has anything to match.
+
+    Raises
+    ------
+    Mismatch
+        The model has variables, or would have once it is built, and none of them would get a value.
+    """
+    # tf_keras loads a Keras 3 file into a model without variables and does not say so (docs/internals/keras.md, B10).
+    unbuilt = not getattr(model.model, "built", True) and matching.unexpected
+    if matching.missing or unbuilt:
+        raise Mismatch(
+            f"{catalog.path} holds nothing for this model: no variable would be assigned",
+            file=catalog.path,
+            hint="build the model first: call it on some data"
+            if unbuilt
+            else f"compare both sides with: fastassign inspect {catalog.path}",
+        )
+    if matching.left_out:
+        raise Mismatch("include and exclude leave no variable to load", file=catalog.path)
+    nothing = "the model has no weights" if matching.unexpected else "neither the model nor the file has weights"
+    return replace(matching, notices=(*matching.notices, Notice(f"{catalog.path}: {nothing}")))
 
 
 def _select(model: ModelTargets | BareTargets, options: LoadOptions) -> Selection | None:
@@ -184,7 +194,7 @@ def _select(model: ModelTargets | BareTargets, options: LoadOptions) -> Selectio
 
 def _missing(model: ModelTargets | BareTargets, matching: Matching) -> Iterable[Target]:
     if model.library == "tensorflow":
-        # What has no tensor stands among the skipped, by its name.
+        # Variables without a tensor are among the skipped, by their names.
         return ()
     covered = {*matching.assignments, *matching.conversions, *matching.left_out}
     for hook in matching.hooks:
@@ -196,6 +206,6 @@ def _unexpected(catalog: Catalog, matching: Matching, saved: LegacyContents | No
     used = {assignment.record.key for assignment in matching.assignments.values()}
     used.update(record.key for each in matching.conversions.values() for record in each.recipe.records)
     used.update(record.key for hook in matching.hooks for record in hook.records.values())
-    # A whole-model file also has the optimizer's slots, which are no weights.
+    # A whole-model file also has the optimizer's slots, which are not weights.
     keys = catalog.contents.records if saved is None else saved.keys
     return (catalog.contents.records[key] for key in keys if key not in used and key in catalog.contents.records)

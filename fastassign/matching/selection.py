@@ -1,7 +1,7 @@
-"""What a load is limited to, and under which names: ``include``, ``exclude`` and ``rename`` of the options.
+"""The variables to load, and their new names: the options ``include``, ``exclude`` and ``rename``.
 
-Names are paths with ``/`` between their parts and without TensorFlow's ``:0``. A pattern that fits the leading parts of
-a path fits all that is below.
+Names are paths with ``/`` between their parts and without TensorFlow's ``:0``. A pattern that matches the leading parts
+of a path matches everything below.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Rename = Mapping[str, str | None] | Callable[[str], str | None]
 
 
 class Selection:
-    """The three options, for one load; it remembers what fitted, to tell of what did not.
+    """The three options, for one load; it remembers which patterns matched, to report the others.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class Selection:
         self._mapping = {_plain(old): new if new is None else _plain(new) for old, new in mapping.items()}
         self._include = tuple(map(_plain, include))
         self._exclude = tuple(map(_plain, exclude))
-        # The old names and patterns that were of use, and what they had to choose from.
+        # The old names and patterns that matched, and the paths on both sides that they were compared with.
         self._used: set[str] = set()
         self._saved: dict[str, None] = {}
         self._present: dict[str, None] = {}
@@ -56,9 +56,9 @@ class Selection:
         Parameters
         ----------
         path : str
-            The path; a function gets it.
+            The path; a function for ``rename`` gets it.
         spellings : str
-            Others that a mapping may have in its place.
+            Other names of the weight that a mapping may use.
         """
         self._saved[path] = None
         if self._function is not None:
@@ -80,11 +80,11 @@ class Selection:
         Parameters
         ----------
         path : str
-            The names of the layers that it is in, one inside the other, and its own last part.
+            The names of the layers around the variable, from the outermost, and the last part of its own name.
         own : str
-            Its own name, which may begin like that of a layer somewhere else: it counts as a whole only.
+            Its own name. Only the whole name counts, because it may begin like that of a layer somewhere else.
         place : str
-            Where a Keras 3 file would have it.
+            Its path in a Keras 3 file.
         """
         paths = dict.fromkeys((*leading_parts(_plain(path)), _plain(own), *leading_parts(place)))
         self._present.update(paths)
@@ -92,23 +92,21 @@ class Selection:
         return (included or not self._include) and not excluded
 
     def check(self) -> None:
-        """Raise an error for patterns and old names that were of no use.
+        """Raise an error for patterns and old names that matched nothing.
 
         Raises
         ------
         Mismatch
-            One fits nothing; the nearest names are given.
+            One matched nothing; the hint gives the nearest names.
         """
         for label, patterns in (("include", self._include), ("exclude", self._exclude)):
             for pattern in patterns:
                 if pattern not in self._used:
-                    raise _useless(
-                        f"{label}={pattern!r} fits no variable or layer of the model", pattern, self._present
-                    )
+                    raise _useless(f"{label}={pattern!r} matches no layer or variable", pattern, self._present)
         below = {leading for path in self._saved for leading in leading_parts(path)}
         for old in self._mapping:
             if old not in self._used:
-                raise _useless(f"rename has {old!r}, which is nothing in the file", old, below)
+                raise _useless(f"rename has {old!r}, which is not in the file", old, below)
 
     def _fits(self, patterns: Iterable[str], paths: Iterable[str]) -> bool:
         found = {pattern for pattern in patterns if any(fnmatch.fnmatchcase(path, pattern) for path in paths)}
@@ -127,7 +125,7 @@ def leading_parts(path: str) -> tuple[str, ...]:
 
 
 def path_below(layer: str, weight: str) -> str:
-    """Return the path of a weight as ``layer/...``, whatever names of models its own name begins with.
+    """Return the path of a weight as ``layer/...``, without the names of models that its own name may begin with.
 
     >>> path_below("dense", "sequential/dense/kernel:0")
     'dense/kernel'
@@ -150,4 +148,4 @@ def _join(path: str, rest: str) -> str:
 def _useless(text: str, name: str, known: Iterable[str]) -> Mismatch:
     names = list(known)[:5000]
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-    return Mismatch(text, hint="near: " + ", ".join(near) if near else "there are: " + ", ".join(names[:5]))
+    return Mismatch(text, hint="did you mean: " + ", ".join(near) if near else "there are: " + ", ".join(names[:5]))

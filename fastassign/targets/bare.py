@@ -16,14 +16,14 @@ class BareTargets:
     Parameters
     ----------
     variables : mapping of str to variable, or sequence of variables
-        Variables of Keras 3, tf_keras or TensorFlow. In a sequence each is called by its own name.
+        Variables of Keras 3, tf_keras or TensorFlow. In a sequence each goes by its own name.
 
     Raises
     ------
     Mismatch
         Two variables of a sequence have the same name.
     TypeError
-        Something is no variable, or no name.
+        Something is not a variable, or not a name.
     """
 
     library: Literal["tensorflow"] = "tensorflow"
@@ -33,25 +33,25 @@ class BareTargets:
         self.named: dict[str, Any] = {}
         for variable in variables.values() if isinstance(variables, Mapping) else variables:
             if not hasattr(variable, "assign") or not hasattr(variable, "dtype"):
-                raise TypeError(f"{variable!r} is no variable: expected one of keras, tf_keras or tensorflow")
+                raise TypeError(f"{variable!r} is not a variable of keras, tf_keras or tensorflow")
         if isinstance(variables, Mapping):
             for name in variables:
                 if not isinstance(name, str):
-                    raise TypeError(f"the name of a variable in the file must be a string, not {name!r}")
+                    raise TypeError(f"names of variables in the file must be strings, not {name!r}")
             self.named.update(variables)
             return
         for variable in variables:
             name = str(getattr(variable, "path", None) or getattr(variable, "name", variable))
             if name in self.named:
                 raise Mismatch(
-                    f"two of the variables are called {name!r}",
+                    f"two of the variables have the name {name!r}",
                     variable=name,
-                    hint="pass a mapping that tells them apart: {name in the file: variable, ...}",
+                    hint="pass a mapping that gives each a name of its own: {name in the file: variable, ...}",
                 )
             self.named[name] = variable
 
     def static_shape(self, name: str) -> tuple[int | None, ...] | None:
-        """Return the declared shape of a variable; ``None`` for what it leaves open."""
+        """Return the declared shape of a variable; ``None`` for open dimensions, or for an open rank."""
         return static_shape(self.named[name])
 
     def identity(self) -> list[Any]:
@@ -66,12 +66,14 @@ class BareTargets:
 
 
 def check_numeric(target: Target) -> None:
-    """Raise an error for a variable of strings, or of anything else that numpy keeps as objects.
+    """Raise an error for a variable whose values numpy keeps as objects, such as strings.
 
     Raises
     ------
     Unsupported
-        It is one.
+        The variable has such values.
     """
     if numpy_dtype_of(target.dtype).hasobject:
-        raise Unsupported(f"{target.name} is a variable of dtype {target.dtype}", variable=target.name)
+        raise Unsupported(
+            f"{target.name} has dtype {target.dtype}, which fastassign does not load", variable=target.name
+        )

@@ -1,11 +1,11 @@
-"""Variables without a value yet: whoever uses one first makes it, and a load makes none.
+"""Variables without a value yet: the first use makes it, and a load replaces it before it is made.
 
-Most of the time that it takes to build a model goes into random initial values, which a file then replaces. Here a
-variable is made without, and keeps the function that makes its initial value. That runs when the variable is first used
-in any way, so that nobody ever finds one without a value; a load assigns the variable before.
+Building a model spends most of its time on random initial values, which a file then replaces. Here a variable is made
+without a value, and keeps the function that makes it. The function runs at the first use of the variable, whatever the
+use, so that no code ever meets a variable without a value; a load assigns the variable before that.
 
-What shows this is the class: a ``DeferredVariable`` finds its handle through a property. Once it has a value it is a
-``ResourceVariable`` like any other, and costs what that costs.
+A ``DeferredVariable`` can do this because its handle is a property. Once it has a value it becomes a
+``ResourceVariable`` like any other, at no extra cost.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from tensorflow.python.ops.resource_variable_ops import UninitializedVariable
 
 # The class of a variable made outside of any strategy, eagerly or in a graph. Subclasses (distributed, sharded,
 # DTensor, caching) have several handles or a relayout behind `assign`: they are never assigned by handle.
-# Made in a graph that is thrown away, because the default one may be the user's.
+# The variable is made in a temporary graph, because the default graph may be the user's.
 with tf.Graph().as_default():
     PLAIN = type(tf.compat.v1.Variable(0, use_resource=True, trainable=False))
 
-# What tf_keras and Keras 3 call them (``base_layer.py`` and ``backend.py``; ``compute_output_spec`` of the backend).
+# The names of the graphs in which tf_keras and Keras 3 try layers out (``base_layer.py`` and ``backend.py``;
+# ``compute_output_spec`` of the backend).
 _SCRATCH = re.compile(r"keras_graph|.*_scratch_graph|scratch_graph(_\d+)?")
 
 _INITIAL = "_fastassign_initial_value"
@@ -35,7 +36,7 @@ _lock = threading.RLock()
 
 
 class DeferredVariable(PLAIN):  # type: ignore[misc,valid-type] # the class has no public name
-    """A variable that makes its initial value when its handle is asked for."""
+    """A variable that makes its initial value when its handle is first used."""
 
     @property
     def _handle(self) -> Any:
@@ -49,12 +50,12 @@ class DeferredVariable(PLAIN):  # type: ignore[misc,valid-type] # the class has 
 
 
 def _is_scratch(graph: Any) -> bool:
-    """Whether a graph is one in which the libraries try layers out, for the shapes: it is never run."""
+    """Whether the libraries use a graph only to find out shapes, and never run it."""
     return _SCRATCH.fullmatch(str(getattr(graph, "name", ""))) is not None
 
 
 def raw_handle(variable: Any) -> Any:
-    """Return the handle of a variable, without making its value."""
+    """Return the handle of a variable without making its value."""
     return vars(variable)["_handle"] if type(variable) is DeferredVariable else variable.handle
 
 
@@ -109,7 +110,7 @@ def _is_ordinary(arguments: dict[str, Any]) -> bool:
     """Whether a variable is one that TensorFlow's own creator would make, eagerly."""
     with tf.init_scope():
         eager = tf.executing_eagerly()
-    # Whoever else wants to have a say is asked.
+    # If another variable creator is in force, the variable is not ours to make.
     creators = [creator for _, creator in tf.compat.v1.get_default_graph()._variable_creator_stack]
     return (
         eager
@@ -122,13 +123,13 @@ def _is_ordinary(arguments: dict[str, Any]) -> bool:
 
 
 def _shape_and_dtype(initial_value: Any, arguments: dict[str, Any]) -> tuple[tf.TensorShape | None, Any]:
-    """Return what is known of a variable beforehand; nothing unless its value is made by a function."""
+    """Return shape and dtype if they are known beforehand; ``None`` unless a function makes the value."""
     dtype = arguments.get("dtype")
     if not callable(initial_value) or dtype is None:
         return None, None
     shape = arguments.get("shape")
     if shape is None:
-        # Keras 3 tells the shape to its own variable only, whose method the function stands in.
+        # In Keras 3 only its own variable knows the shape: the one whose method the function was defined in.
         for cell in getattr(initial_value, "__closure__", None) or ():
             owner = cell.cell_contents
             if hasattr(owner, "_initialize_with_initializer"):

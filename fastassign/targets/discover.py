@@ -1,4 +1,4 @@
-"""Which library a model belongs to, found without importing the other one."""
+"""Finds the library that a model belongs to, without importing the other one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def check_tensorflow() -> None:
-    """Raise an error that says what to install where TensorFlow can't be imported.
+    """Raise an error with installation advice if TensorFlow can't be imported.
 
     Raises
     ------
@@ -25,18 +25,18 @@ def check_tensorflow() -> None:
     except ImportError as error:
         raise NoTensorFlow(
             f"fastassign loads into TensorFlow variables, and TensorFlow can't be imported: {error}",
-            hint="pip install fastassign[tensorflow], or fastassign[tensorflow-cpu]; inspect works without",
+            hint="pip install fastassign[tensorflow], or fastassign[tensorflow-cpu]; inspect works without TensorFlow",
         ) from error
 
 
 def discover(model: Any) -> ModelTargets | BareTargets:
-    """Return a model seen as targets.
+    """Return the targets of a model.
 
     Parameters
     ----------
     model : keras.Model, tf_keras.Model, or mapping or sequence of variables
-        Keras 3 on the TensorFlow backend, or tf_keras (layers of either work for Keras 3 files); or variables by
-        the names that they have in the file, or variables that are called there as they are in TensorFlow.
+        A model of Keras 3 on the TensorFlow backend, or of tf_keras (for Keras 3 files, a layer of either works too).
+        Or variables: a mapping from their names in the file, or a sequence if the file has their TensorFlow names.
 
     Raises
     ------
@@ -67,6 +67,6 @@ def discover(model: Any) -> ModelTargets | BareTargets:
         raise Unsupported(
             f"{type(model).__name__} is a TensorFlow object without Keras layers; loading into those is not "
             "supported yet",
-            hint="pass its variables, as a list or as a mapping from names in the file",
+            hint="pass its variables, as a list or as a mapping from their names in the file",
         )
     raise TypeError(f"model must be a Keras or tf_keras model, or variables, not {type(model).__name__}")

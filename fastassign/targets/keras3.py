@@ -1,26 +1,23 @@
 """Keras 3 models on the TensorFlow backend.
 
-The walk over a model's objects is Keras' own (``saving_lib._walk_saveable``): same objects, same order. Keras
-lists every attribute of every object (a ``dir()`` and a throw-away layer per object, 0.28 s for ResNet152);
-here what a class contributes is worked out once, so that an object costs a look into its ``__dict__``.
+The walk over a model's objects is Keras' own (``saving_lib._walk_saveable``): the same objects in the same order. Keras
+lists every attribute of every object (a ``dir()`` and a temporary layer per object, 0.28 s for ResNet152); here the
+attributes that come from a class are found once, so that an object costs a look into its ``__dict__``.
 """
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from typing import Any, Literal
 
 import keras
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.saving import saving_lib
-from keras.src.saving.keras_saveable import KerasSaveable
-from keras.src.utils.naming import to_snake_case
 
 from fastassign.errors import Mismatch, Unsupported
+from fastassign.targets.keras3_classes import NESTS, NODE_KINDS, ClassKnowledge, node_kind
 from fastassign.targets.layers import inner_layers, layers_held
-from fastassign.targets.target import InnerLayer, LayerTargets, Layout, NodeKind, OwnKind, OwnVariables, Target
+from fastassign.targets.target import InnerLayer, LayerTargets, Layout, NodeKind, OwnVariables, Target
 from fastassign.targets.variables import keras_target, may_use_handles, shape_error
 
 _UNBUILT = (
@@ -29,45 +26,7 @@ _UNBUILT = (
     "by using `build()`."
 )
 
-# Keras 3.15 began to descend into containers inside containers, and gave up sets, which have no order.
-_NESTS = hasattr(saving_lib, "_container_path_present")
-
-# Values of these types are what the walk looks into; everything else it passes over.
-_CONTAINERS = (list, dict, tuple) if _NESTS else (list, dict, tuple, set)
-
-# Class attributes of these types never evaluate to a saveable or a container.
-_INERT = (types.FunctionType, types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType,
-          classmethod, staticmethod, type, str, int, float, type(None))  # fmt: skip
-
-_LAYER_METHOD = keras.layers.Layer.load_own_variables
-_OPTIMIZER_METHOD = keras.optimizers.Optimizer.load_own_variables
-_NORMALIZATION_METHOD = keras.layers.Normalization.load_own_variables
 _WEIGHT_LISTS = (keras.layers.Layer.trainable_weights, keras.layers.Layer.non_trainable_weights)
-# FeatureSpace's method is empty: what it holds is reached through its attributes.
-_EMPTY_METHODS = frozenset({keras.utils.FeatureSpace.load_own_variables})
-# Methods that assign `kernel` and `bias` (or `embeddings`) one by one, unless quantised or with LoRA.
-_KERNEL_METHODS = frozenset(
-    layer.load_own_variables
-    for layer in (keras.layers.Dense, keras.layers.EinsumDense, keras.layers.Embedding, keras.layers.Conv2D)
-    if layer.load_own_variables is not _LAYER_METHOD
-)
-
-
-class _ClassKnowledge:
-    """What is the same for all objects of one class."""
-
-    __slots__ = ("candidates", "has_layers_first", "kind", "method", "skip", "snake_case")
-
-    def __init__(self, cls: type, obj_type: str) -> None:
-        skip = self.skip = _skipset(obj_type)
-        self.has_layers_first = obj_type in {"Sequential", "Functional"}
-        self.snake_case = to_snake_case(cls.__name__)
-        # Properties and other descriptors have to be evaluated on each object; plain functions never matter.
-        self.candidates = frozenset(
-            name for name in dir(cls) if not name.startswith("__") and name not in skip and not _is_inert(cls, name)
-        )
-        self.method = getattr(cls, "load_own_variables", None)
-        self.kind = _kind_of(self.method)
 
 
 class Keras3Targets:
@@ -80,18 +39,18 @@ class Keras3Targets:
     """
 
     library: Literal["keras", "tf_keras"] = "keras"
-    nested_containers = _NESTS
+    nested_containers = NESTS
 
     def __init__(self, model: Any) -> None:
         if keras.backend.backend() != "tensorflow":
             raise Unsupported(
-                f"the model runs on the {keras.backend.backend()} backend, fastassign loads into TensorFlow variables",
+                f"the model runs on the {keras.backend.backend()} backend, not on TensorFlow",
                 hint="set KERAS_BACKEND=tensorflow",
             )
         self.model = model
         self._handles = may_use_handles() and not in_stateless_scope()
         self._targets: dict[int, Target] = {}
-        self._classes: dict[type, _ClassKnowledge] = {}
+        self._classes: dict[type, ClassKnowledge] = {}
 
     def check_built(self, layout: Layout) -> None:
         """Raise stock's error for a model that has no variables yet."""
@@ -118,7 +77,7 @@ class Keras3Targets:
         return tuple(map(self.target, ordered))
 
     def parts(self, layer: LayerTargets) -> list[InnerLayer]:
-        """Return the layers inside a top-level layer whose weights older versions stored otherwise."""
+        """Return the layers inside a top-level layer whose weights older versions stored in another form."""
         return inner_layers(layer, _legacy_order)
 
     def loader_shapes(
@@ -128,14 +87,14 @@ class Keras3Targets:
         version: str,  # noqa: ARG002
         backend: str | None,  # noqa: ARG002
     ) -> list[tuple[int, ...] | int]:
-        """Return every array as it stands: Keras 3 converts nothing."""
+        """Return every array as it is: Keras 3 converts nothing."""
         return list(range(len(shapes)))
 
     def top_level(self, *, by_name: bool) -> tuple[Target, ...]:
         """Return the model's own weights.
 
-        Stock filters them with ``v in model.weights``, which compares values and fails for two or more (facts:
-        bug B3); here identity is compared.
+        Stock filters them with ``v in model.weights``, which compares values and fails for two or more
+        (docs/internals/keras.md, B3); here identity is compared.
         """
         own = self.model._trainable_variables + self.model._non_trainable_variables
         if not by_name:
@@ -146,8 +105,8 @@ class Keras3Targets:
     def finalizers(self) -> list[Callable[[], None]]:
         """Return the ``finalize_state`` of every layer.
 
-        Stock calls it on top-level layers only, which leaves a nested Normalization with the constants of
-        before (facts: bug B4).
+        Stock calls it only on top-level layers, so that a nested Normalization keeps its old constants
+        (docs/internals/keras.md, B4).
         """
         return [
             inner.finalize_state
@@ -159,15 +118,15 @@ class Keras3Targets:
     # Keras 3 files.
 
     def own(self, obj: Any) -> OwnVariables:
-        """Return what one object takes from its group."""
+        """Return the variables that one object loads from its group."""
         knowledge = self._knowledge(obj)
         kind = knowledge.kind
         if "load_own_variables" in getattr(obj, "__dict__", ()):
             return OwnVariables("hook")
-        if kind == "hook" and knowledge.method in _KERNEL_METHODS:
+        if kind == "hook" and knowledge.assigns_kernel:
             return self._kernel_and_bias(obj)
         if kind == "listed":
-            return self._listed(obj, finalize=knowledge.method is _NORMALIZATION_METHOD)
+            return self._listed(obj, finalize=knowledge.finalizes)
         if kind == "optimizer":
             variables = tuple(map(self.target, obj.variables))
             return OwnVariables("optimizer", variables, len(variables))
@@ -187,7 +146,7 @@ class Keras3Targets:
             return OwnVariables("listed", (), expected)
         variables = []
         for name in _assigned_names(layer):
-            # `kernel` and `embeddings` are properties that merge LoRA in; the variable stands behind them.
+            # `kernel` and `embeddings` are properties that add LoRA to the variable behind them.
             variable = getattr(layer, f"_{name}" if name in {"kernel", "embeddings"} else name, None)
             if variable is None and name == "bias":
                 continue
@@ -213,16 +172,16 @@ class Keras3Targets:
         return shape_error(target, received)
 
     def children(self, obj: Any) -> Iterator[tuple[str, Any]]:
-        """Yield attribute name and value of all that Keras' walk would descend into."""
+        """Yield name and value of every attribute that Keras' walk would enter."""
         if getattr(type(obj), "__dir__", None) is not object.__dir__:
             yield from saving_lib._walk_saveable(obj)
             return
         knowledge = self._knowledge(obj)
         if knowledge.has_layers_first:
             yield "layers", obj.layers
-        skip, names, known = knowledge.skip, set(knowledge.candidates), _node_kinds.get
+        skip, names, known = knowledge.skip, set(knowledge.candidates), NODE_KINDS.get
         for name, value in vars(obj).items():
-            # Of the 60 attributes of a layer all but a few are of types that lead nowhere: they are told first.
+            # Nearly all of the 60 attributes of a layer are of types that the walk ignores, so these are tested first.
             kind = known(type(value))
             if kind is None:
                 kind = node_kind(value)
@@ -231,12 +190,12 @@ class Keras3Targets:
         for name in sorted(names, key=saving_lib._name_key):
             try:
                 value = getattr(obj, name)
-            except Exception:  # noqa: BLE001, S112 - a property may raise anything; Keras passes it over too
+            except Exception:  # noqa: BLE001, S112 - a property may raise anything; Keras ignores it too
                 continue
             yield name, value
 
     def node_kind(self, obj: Any) -> NodeKind:
-        """Tell what the walk does with a value."""
+        """Tell how the walk treats a value."""
         return node_kind(obj)
 
     def container_name(self, obj: Any) -> str:
@@ -246,7 +205,7 @@ class Keras3Targets:
     def identity(self) -> list[Any]:
         """Return layers, variables and flags, to be compared object by object."""
         parts: list[Any] = [self._handles]
-        # `model.variables` asks every layer for those of all layers inside it: ten times as long for ResNet152.
+        # `model.variables` would ask every layer for those of all layers inside it: ten times slower for ResNet152.
         for layer in self.model._flatten_layers():
             parts += (layer, layer.trainable)
             parts += layer._trainable_variables
@@ -269,11 +228,11 @@ class Keras3Targets:
             self._targets[id(variable)] = found
         return found
 
-    def _knowledge(self, obj: Any) -> _ClassKnowledge:
+    def _knowledge(self, obj: Any) -> ClassKnowledge:
         cls = type(obj)
         found = self._classes.get(cls)
         if found is None:
-            found = _ClassKnowledge(cls, obj._obj_type())
+            found = ClassKnowledge(cls, obj._obj_type())
             self._classes[cls] = found
         return found
 
@@ -287,7 +246,7 @@ def _legacy_order(layer: Any) -> list[Any]:
     cls = type(layer)
     if (cls.trainable_weights, cls.non_trainable_weights) != _WEIGHT_LISTS:
         return list(layer.trainable_weights + layer.non_trainable_weights)
-    # What the two properties do, with one walk over the layers inside instead of two.
+    # The same as the two properties, with one walk over the layers inside instead of two.
     weights = layer.weights
     if not layer.trainable:
         return list(weights)
@@ -295,54 +254,13 @@ def _legacy_order(layer: Any) -> list[Any]:
 
 
 class _Count:
-    """Stands in for a store of so many datasets."""
+    """Takes the place of a store with this number of datasets."""
 
     def __init__(self, count: int) -> None:
         self._count = count
 
     def keys(self) -> range:
         return range(self._count)
-
-
-@cache
-def _skipset(obj_type: str) -> frozenset[str]:
-    # Keras builds a throw-away object per call; one call per kind of object and process is enough.
-    return frozenset(saving_lib.get_attr_skipset(obj_type))
-
-
-# What the walk does with values of a type: asked 60 times per object, answered once per type.
-_node_kinds: dict[type, NodeKind] = {}
-
-
-def node_kind(obj: Any) -> NodeKind:
-    """Tell what Keras' walk does with a value: descend into it as an object, as a container, or pass it over."""
-    cls = type(obj)
-    kind = _node_kinds.get(cls)
-    if kind is None:
-        kind = "saveable" if isinstance(obj, KerasSaveable) else "container" if isinstance(obj, _CONTAINERS) else ""
-        # A class made inside a function may be made anew at every call, and keep alive what the function refers to:
-        # Keras has one that keeps the model.
-        if "<locals>" not in cls.__qualname__:
-            _node_kinds[cls] = kind
-    return kind
-
-
-def _is_inert(cls: type, name: str) -> bool:
-    """Whether a class attribute can never lead the walk anywhere."""
-    for base in cls.__mro__:
-        if name in base.__dict__:
-            # Keras' own property lists names of variables, in six lists that are made anew at every call.
-            is_names = name == "variable_serialization_spec" and base.__module__.startswith("keras.")
-            return is_names or isinstance(base.__dict__[name], _INERT)
-    return False
-
-
-def _kind_of(method: Any) -> OwnKind:
-    if method is None or method in _EMPTY_METHODS:
-        return "none"
-    if method is _LAYER_METHOD or method is _NORMALIZATION_METHOD:
-        return "listed"
-    return "optimizer" if method is _OPTIMIZER_METHOD else "hook"
 
 
 def _assigned_names(layer: Any) -> list[str]:

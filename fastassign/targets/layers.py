@@ -1,4 +1,4 @@
-"""What stands inside a layer: the layers that older versions of Keras stored otherwise, and those that it holds."""
+"""The layers inside a layer: those that older versions of Keras stored in another form, and those that it holds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from fastassign.targets.target import InnerLayer, LayerTargets
 
-# Told by the names of their classes, as Keras does: a subclass of ``Conv2D`` may hold its kernel as it likes.
+# Found by the names of their classes, as in Keras: a subclass of ``Conv2D`` may hold its kernel in another form.
 _KINDS = frozenset(
     {"Conv1D", "Conv2D", "Conv3D", "Conv2DTranspose", "ConvLSTM2D", "LSTM", "GRU", "CuDNNLSTM", "CuDNNGRU"}
 )
@@ -15,7 +15,7 @@ _MODELS = frozenset({"Model", "Sequential", "Functional"})
 
 
 def inner_layers(layer: LayerTargets, weights_of: Callable[[Any], Sequence[Any]]) -> list[InnerLayer]:
-    """Find them.
+    """Find the layers whose weights older versions stored in another form.
 
     Parameters
     ----------
@@ -51,16 +51,16 @@ def _leaves(layer: Any) -> Iterator[Any]:
 
 
 def layers_held(layer: Any, is_layer: Callable[[Any], bool]) -> list[Any]:
-    """Return the layers among the attributes of a layer, and in lists and mappings among them, in order.
+    """Return the layers among the attributes of a layer, and in lists and mappings among these, in order.
 
-    Only for classes that somebody else wrote: those of the libraries themselves do not exchange their layers.
+    Only for custom classes: those of the libraries themselves do not exchange their layers.
 
     Parameters
     ----------
     layer : keras.Layer or tf_keras.layers.Layer
         The layer.
     is_layer : callable
-        Tells what counts.
+        Returns whether a value is a layer.
     """
     if type(layer).__module__.partition(".")[0] in {"keras", "tf_keras"}:
         return []

@@ -20,9 +20,9 @@ def find_session(session: Any, targets: Iterable[Target]) -> Any | None:
     Parameters
     ----------
     session : tf.compat.v1.Session, optional
-        What the caller gave.
+        The session that the caller gave.
     targets : iterable of Target
-        What will be assigned.
+        The variables to assign.
 
     Raises
     ------
@@ -38,7 +38,7 @@ def find_session(session: Any, targets: Iterable[Target]) -> Any | None:
     if not targets or list(graphs.values()) == [None]:
         if session is not None and targets:
             raise Mismatch(
-                "a session was given, but the variables are eager: no session holds their values",
+                "a session was given, but the variables are eager, so no session holds their values",
                 variable=targets[0].name,
                 hint="leave session= out",
             )
@@ -46,13 +46,13 @@ def find_session(session: Any, targets: Iterable[Target]) -> Any | None:
     if len(graphs) > 1:
         raise Mismatch(
             "the variables belong to different graphs, or some are eager and some are not",
-            hint="assign those of each graph in a call of their own",
+            hint="assign the variables of each graph in a separate call",
         )
     graph: Any = targets[0].graph
     for target in targets:
         if target.resource is None:
             raise Unsupported(
-                f"{target.name} is made of several variables (partitioned, or distributed by a strategy) in a "
+                f"{target.name} consists of several variables (partitioned, or distributed by a strategy) in a "
                 "TensorFlow 1 graph",
                 variable=target.name,
             )
@@ -72,10 +72,10 @@ def find_session(session: Any, targets: Iterable[Target]) -> Any | None:
     backend = sys.modules.get("tf_keras.src.backend")
     if default is None and backend is not None and _are_kept_by(backend, graph, targets):
         with graph.as_default():
-            # Not `get_session`, which first runs the initialisers of the values that are to be replaced.
+            # Not `get_session`, which would first run the initialisers of the values to be replaced.
             return backend._get_session()
     raise NoSession(
-        "the variables belong to a TensorFlow 1 graph, and no session was given that runs it"
+        "the variables belong to a TensorFlow 1 graph, and no session was given for that graph"
         if default is None
         else "the variables belong to another graph than the one that the default session runs",
         variable=targets[0].name,
@@ -84,25 +84,25 @@ def find_session(session: Any, targets: Iterable[Target]) -> Any | None:
 
 
 def _check_open(session: Any) -> None:
-    # One that wraps a session has no graph any more when it is closed.
+    # A closed session that wraps another one has no graph any more.
     if getattr(session, "_closed", False) or session.graph is None:
-        raise NoSession("the session is closed", hint="a session's values are gone with it; make a new one")
+        raise NoSession("the session is closed", hint="its values are lost with it: make a new session")
 
 
 def mark_initialized(session: Any, targets: Iterable[Target]) -> None:
-    """Tell tf_keras that variables have values in its own session, as it notes of those that it initialises itself.
+    """Mark variables as initialised in tf_keras' own session, as it marks those that it initialises itself.
 
-    Otherwise its next ``get_session`` asks for each, and adds an op to the graph for each.
+    Otherwise its next ``get_session`` would check each, and add an op to the graph for each.
     """
     backend = sys.modules.get("tf_keras.src.backend")
     if backend is None or session is not getattr(backend._SESSION, "session", None):
         return
     for target in targets:
-        target.variable._keras_initialized = True
-        target.resource._keras_initialized = True  # type: ignore[union-attr] # what can be fed has one
+        resource: Any = target.resource
+        target.variable._keras_initialized = resource._keras_initialized = True
 
 
 def _are_kept_by(backend: Any, graph: Any, targets: list[Target]) -> bool:
-    """Whether tf_keras made these variables: it keeps a list of those that it will have to initialise."""
+    """Whether tf_keras made these variables: it lists the ones that it has to initialise."""
     kept = backend._GRAPH_VARIABLES.get(graph, ())
     return all(target.variable in kept or target.resource in kept for target in targets)

@@ -1,4 +1,4 @@
-"""One variable of a model, as the rooms to the right need to see it."""
+"""A variable of a model, and a model as a set of variables: the form in which the later rooms see them."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class Target:
     shape : tuple of int
         Its static shape.
     dtype : str
-        TensorFlow's name of the dtype it stores (``"float32"``, ``"bfloat16"``), autocasting aside.
+        TensorFlow's name of the dtype that it stores (``"float32"``, ``"bfloat16"``), not the one it is autocast to.
     variable : object
-        What the library's own ``assign`` is called on.
+        The object whose ``assign`` is the library's own.
     resource : object or None
         The plain ``tf.Variable`` behind it, if the raw assign op may be used on its handle (in a graph: if its
-        assign op can be fed); ``None`` for distributed, sharded and wrapped variables, whose own ``assign`` knows
-        more than one handle.
+        assign op can be fed); ``None`` for distributed, sharded and wrapped variables, whose own ``assign`` handles
+        more than one resource.
     device : str
-        TensorFlow's full name of the device that the resource stands on; empty where there is no resource.
+        TensorFlow's full name of the device that holds the resource; empty if there is no resource.
     graph : tf.Graph or None
         The TensorFlow 1 graph that the variable belongs to; ``None`` for an eager one.
     """
@@ -43,7 +43,7 @@ class Target:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its value on the host, where sub-byte dtypes take a byte an element."""
+        """Bytes of its value on the host, where each element of a sub-byte dtype takes one byte."""
         bits = int("".join(re.findall(r"^[a-z]+(\d+)", self.dtype)) or 8)
         return math.prod(self.shape) * max(bits // 8, 1)
 
@@ -72,14 +72,14 @@ class LayerTargets:
 
 @dataclass(frozen=True, slots=True)
 class InnerLayer:
-    """A layer at the bottom of a top-level one (or that itself), of a class that was stored otherwise once.
+    """An innermost layer of a top-level one, or that layer itself, of a class that was once stored in another form.
 
     Attributes
     ----------
     kind : str
         The name of its class.
     positions : tuple of int
-        Where its weights stand among those of the top-level layer.
+        The positions of its weights among those of the top-level layer.
     data_format : str
         ``"channels_first"``, ``"channels_last"``, or empty.
     """
@@ -93,17 +93,17 @@ class InnerLayer:
 Layout = Literal["legacy", "keras3", "named"]
 
 # How an object takes its own variables from a Keras 3 weights file. "listed": dataset i goes to variable i.
-# "optimizer": the same, but a wrong count is a warning. "hook": only its own method knows. "none": it has none.
+# "optimizer": the same, but a wrong count is a warning. "hook": only its own method knows how. "none": it takes none.
 OwnKind = Literal["listed", "optimizer", "hook", "none"]
 
 
-# What a walk does with a value: descend into it as an object, as a container, or pass it over.
+# How a walk treats a value: it enters it as an object or as a container, or ignores it.
 NodeKind = Literal["saveable", "container", ""]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OwnVariables:
-    """What one object of a model takes from its group of a Keras 3 weights file.
+    """The variables that one object of a model loads from its group of a Keras 3 weights file.
 
     Attributes
     ----------
@@ -112,7 +112,7 @@ class OwnVariables:
     variables : tuple of Target
         In the order of the datasets ``0``, ``1``, ...
     expected : int
-        The number of datasets that the library insists on; for a ``"hook"`` 0 where only its method knows.
+        The number of datasets that the library requires; for a ``"hook"`` 0 if only its method knows.
     finalize : bool
         Whether ``finalize_state`` follows.
     """
@@ -124,15 +124,15 @@ class OwnVariables:
 
 
 class ModelTargets(Protocol):
-    """A model seen as targets: what each library's module in this room provides."""
+    """A model as targets; each library has a module with an implementation in this room."""
 
     library: Literal["keras", "tf_keras"]
     model: Any
-    # Whether the library's walk descends into containers inside containers: Keras since 3.15.
+    # Whether the library's walk enters containers inside containers, as Keras does since 3.15.
     nested_containers: bool
 
     def check_built(self, layout: Layout) -> None:
-        """Raise what stock raises for a model without variables, before the file is opened."""
+        """Raise stock's error for a model without variables, before the file is opened."""
 
     def layers(self) -> list[LayerTargets]:
         """Return the top-level layers that have weights, in model order."""
@@ -141,12 +141,12 @@ class ModelTargets(Protocol):
         """Return the variables of a layer in the order they would have if nothing in it were frozen."""
 
     def parts(self, layer: LayerTargets) -> list[InnerLayer]:
-        """Return the layers inside a top-level layer whose weights older versions stored otherwise."""
+        """Return the layers inside a top-level layer whose weights older versions stored in another form."""
 
     def loader_shapes(
         self, layer: LayerTargets, shapes: Sequence[tuple[int, ...]], version: str, backend: str | None
     ) -> list[tuple[int, ...] | int]:
-        """Return what the library's own loader makes of the weights of one layer.
+        """Return the results of the library's own conversion of the weights of one layer.
 
         Parameters
         ----------
@@ -155,12 +155,12 @@ class ModelTargets(Protocol):
         shapes : sequence of tuple of int
             The shapes in the file.
         version, backend : str
-            What the file says of the Keras that saved it.
+            The version and backend of the Keras that saved the file, if the file names them.
 
         Returns
         -------
         list of (tuple of int or int)
-            For each result its shape, or the position in the file of the array that it is as it stands.
+            For each result its shape, or the position in the file of the array that is returned as it is.
 
         Raises
         ------
@@ -172,10 +172,10 @@ class ModelTargets(Protocol):
         """Return the weights that belong to the model itself."""
 
     def finalizers(self) -> list[Callable[[], None]]:
-        """Return what has to run once after the weights of a legacy file are in."""
+        """Return the functions to call once when the weights of a legacy file are loaded."""
 
     def own(self, obj: Any) -> OwnVariables:
-        """Return what one object takes from its group."""
+        """Return the variables that one object loads from its group."""
 
     def count_error(self, obj: Any, received: int) -> str:
         """Return the library's text for a group with the wrong number of datasets."""
@@ -184,16 +184,16 @@ class ModelTargets(Protocol):
         """Return the text of the library's own ``assign`` for a value of the wrong shape."""
 
     def children(self, obj: Any) -> Iterator[tuple[str, Any]]:
-        """Yield attribute name and value of all that the library's walk would look at."""
+        """Yield name and value of every attribute that the library's walk would look at."""
 
     def node_kind(self, obj: Any) -> NodeKind:
-        """Tell what the library's walk does with a value."""
+        """Tell how the library's walk treats a value."""
 
     def container_name(self, obj: Any) -> str:
         """Return the name that a container gives to an object: its class in snake case."""
 
     def identity(self) -> list[Any]:
-        """Return all that a plan for this model depends on, to be compared object by object."""
+        """Return everything that a plan for this model depends on, to be compared object by object."""
 
     def all_targets(self, layout: Layout) -> Iterator[Target]:
         """Yield every variable that a file of this layout could fill, for the report."""

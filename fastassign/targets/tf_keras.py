@@ -1,7 +1,7 @@
 """tf_keras models (Keras 2).
 
-The walk over a model's objects is tf_keras' own, called as it is: its order depends on attributes that only it
-knows how to skip, and its files are mostly legacy ones, which need no walk.
+The walk over a model's objects calls tf_keras' own function: the order depends on attributes that only this function
+knows how to skip, and most files of tf_keras are legacy ones, which need no walk.
 """
 
 from __future__ import annotations
@@ -77,18 +77,18 @@ class TfKerasTargets:
         return tuple(map(self.target, {id(v): v for v in (*trainable, *fixed)}.values()))
 
     def parts(self, layer: LayerTargets) -> list[InnerLayer]:
-        """Return the layers inside a top-level layer whose weights older versions stored otherwise."""
+        """Return the layers inside a top-level layer whose weights older versions stored in another form."""
         return inner_layers(layer, hdf5_format._legacy_weights)
 
     def loader_shapes(
         self, layer: LayerTargets, shapes: Sequence[tuple[int, ...]], version: str, backend: str | None
     ) -> list[tuple[int, ...] | int]:
-        """Return what tf_keras' own conversion makes of the weights of one layer: run on stand-ins without data.
+        """Return the results of tf_keras' own conversion of the weights of one layer, run on stand-ins without data.
 
         Raises
         ------
         Mismatch
-            It refuses them; the text is its own.
+            tf_keras refuses the weights; the text is its own.
         """
         # Of the smallest dtype: a conversion that copies makes arrays of the result's size.
         stand_ins: list[Any] = [np.broadcast_to(np.zeros((), np.int8), shape) for shape in shapes]
@@ -97,8 +97,8 @@ class TfKerasTargets:
         except (ValueError, AssertionError, IndexError) as error:
             raise Mismatch(str(error)) from error
         positions = {id(stand_in): position for position, stand_in in enumerate(stand_ins)}
-        # A nested model's own weights come back as its variables, which would drop the values in the file (facts:
-        # bug B9); by position they are still there.
+        # For a nested model's own weights tf_keras returns the variables, which loses the values in the file
+        # (docs/internals/keras.md, B9). Their positions are still known.
         found: list[tuple[int, ...] | int] = [positions.get(id(result), tuple(result.shape)) for result in results]
         if len(results) == len(shapes):
             return [i if isinstance(results[i], tf.Variable) else each for i, each in enumerate(found)]
@@ -115,7 +115,7 @@ class TfKerasTargets:
     # Keras 3 files.
 
     def own(self, obj: Any) -> OwnVariables:
-        """Return what one object takes from its group."""
+        """Return the variables that one object loads from its group."""
         method = getattr(type(obj), "load_own_variables", None)
         if method is None or method in _EMPTY_METHODS:
             return OwnVariables("none")
@@ -141,11 +141,11 @@ class TfKerasTargets:
         return shape_error(target, received)
 
     def children(self, obj: Any) -> Iterator[tuple[str, Any]]:
-        """Yield attribute name and value of all that tf_keras' walk looks at."""
+        """Yield name and value of every attribute that tf_keras' walk would look at."""
         yield from saving_lib._walk_trackable(obj)
 
     def node_kind(self, obj: Any) -> NodeKind:
-        """Tell what tf_keras' walk does with a value."""
+        """Tell how tf_keras' walk treats a value."""
         if saving_lib._is_keras_trackable(obj):
             return "saveable"
         return "container" if isinstance(obj, (list, dict, tuple, set)) else ""
@@ -165,7 +165,7 @@ class TfKerasTargets:
 
     def all_targets(self, layout: Layout) -> Iterator[Target]:  # noqa: ARG002 - the same for both
         """Yield every weight of the model."""
-        # Lookup tables stand among the weights too, though no weight file holds them.
+        # Lookup tables are among the weights too, though weight files do not hold them.
         return (self.target(weight) for weight in self._weights() if isinstance(weight, tf.Variable))
 
     def _weights(self) -> list[Any]:

@@ -1,4 +1,4 @@
-"""TensorFlow variables of every kind: which of them may be assigned by handle, and which by a session."""
+"""TensorFlow variables of every kind as targets: assigned by handle, by a session, or by the library alone."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from fastassign.targets.target import Target
 
 
 def in_user_graph() -> bool:
-    """Whether the caller stands in a TensorFlow 1 graph, where an op that nobody runs has no effect."""
+    """Whether the caller is in a TensorFlow 1 graph, where an op has no effect until a session runs it."""
     return not tf.executing_eagerly() and not tf.inside_function()
 
 
 def eager_scope() -> Any:
     """Return a context in which eager variables can be assigned.
 
-    Inside ``tf.Graph().as_default()`` their assignment would become an op that nobody runs. ``tf.init_scope`` leaves
-    functions only.
+    Inside ``tf.Graph().as_default()`` their assignment would become an op that no session runs. ``tf.init_scope``
+    leaves only functions.
     """
     return tf.__internal__.eager_context.eager_mode() if in_user_graph() else nullcontext()
 
 
 def may_use_handles() -> bool:
-    """Whether assignments may bypass the library: not while a function is traced."""
+    """Whether assignments may bypass the library; they may not while a function is traced."""
     return not tf.inside_function()
 
 
@@ -43,24 +43,25 @@ def graph_of(variable: Any) -> Any | None:
         handle = variable.handle
         if not tf.is_symbolic_tensor(handle):
             return None
-        # A function's graph is no place to feed; its variables are assigned by the library's own method.
+        # A function's graph can't be fed; its variables are assigned by the library's own method.
         return None if handle.graph.building_function else handle.graph
     if is_ref(variable):
         return variable.graph
-    # What a strategy distributes: its components stand in one graph.
+    # The components of a distributed variable are all in one graph.
     parts = getattr(variable, "values", None)
-    # What a partitioner cut stands in one graph too.
+    # So are the parts of a partitioned one.
     parts = getattr(variable, "_variable_list", None) if parts is None else parts
     return graph_of(parts[0]) if isinstance(parts, (tuple, list)) and parts else None
 
 
 def is_ref(variable: Any) -> bool:
-    """Whether a variable is of TensorFlow's old kind, which only graphs have; its class is not public."""
+    """Whether a variable is of TensorFlow's old kind, which exists only in graphs; its class is not public."""
     return type(variable).__name__ == "RefVariable"
 
 
 def _unwrapped(variable: Any) -> Any:
-    """Return what stands behind tf_keras' autocasting wrapper; a variable of the old kind calls its tensor the same."""
+    """Return the variable behind tf_keras' autocasting wrapper."""
+    # A variable of the old kind has a `_variable` too, which is its tensor.
     return variable if is_ref(variable) else getattr(variable, "_variable", variable)
 
 
@@ -70,7 +71,7 @@ def target_of(variable: Any, inner: Any, *, name: str, shape: tuple[int, ...], d
     Parameters
     ----------
     variable : keras.Variable or tf.Variable
-        What the library's own ``assign`` is called on.
+        The object whose ``assign`` is the library's own.
     inner : tf.Variable
         The TensorFlow variable behind it.
     name, shape, dtype : str, tuple of int, str
@@ -104,8 +105,8 @@ def tf_target(variable: Any, *, handles: bool, shape: tuple[int, ...] | None = N
     handles : bool
         Whether it may be assigned by handle.
     shape : tuple of int, optional
-        The shape to assign, where the variable's own leaves it open. It is then the library's to assign, since
-        the raw op insists on the shape of the present value.
+        The shape of the new value, if the variable's own is open. Only the library can assign it then, because the raw
+        op requires the shape of the present value.
     """
     inner = _unwrapped(variable)
     return target_of(
@@ -138,17 +139,17 @@ def any_target(variable: Any, shape: tuple[int, ...], *, handles: bool) -> Targe
     variable : keras.Variable or tf.Variable
         The variable.
     shape : tuple of int
-        The value's shape. The target has it where it fits the declared one, whose dimensions may be open;
-        otherwise it has the declared one, with -1 for what is open.
+        The value's shape. The target gets this shape if it fits the declared one, whose dimensions may be open;
+        otherwise it gets the declared one, with -1 for each open dimension.
     handles : bool
-        Whether it may be assigned by handle: what ``may_use_handles`` says.
+        Whether it may be assigned by handle; see ``may_use_handles``.
 
     Raises
     ------
     TypeError
-        It is no variable.
+        The object is not a variable.
     """
-    # What is said of a TensorFlow variable holds for its life: looking it up takes 2 microseconds, finding it out 15.
+    # The properties of a TensorFlow variable never change: looking them up takes 2 microseconds, finding them 15.
     attributes: dict[str, Any] = getattr(variable, "__dict__", {})
     kept: tuple[Any, ...] | None = attributes.get("_fastassign_target")
     if kept is not None and handles:
@@ -157,14 +158,14 @@ def any_target(variable: Any, shape: tuple[int, ...], *, handles: bool) -> Targe
     if hasattr(variable, "_value") and hasattr(variable, "path"):
         return keras_target(variable, handles=handles and not _in_stateless_scope())
     if not hasattr(variable, "assign") or not hasattr(variable, "dtype"):
-        raise TypeError(f"{variable!r} is no variable: expected one of keras, tf_keras or tensorflow")
+        raise TypeError(f"{variable!r} is not a variable of keras, tf_keras or tensorflow")
     declared = static_shape(variable)
     if declared is None or None in declared:
         given = shape if fits(declared, shape) else tuple(-1 if d is None else d for d in declared or ())
         return tf_target(variable, handles=False, shape=given)
     target = tf_target(variable, handles=handles)
     if handles:
-        # Not the target, which refers to the variable: in a circle its memory would wait for the collector.
+        # Not the target itself: it refers to the variable, and the circle would keep both until the next collection.
         variable._fastassign_target = (
             target.name, target.shape, target.dtype, target.resource is not None, target.device, target.graph
         )  # fmt: skip
@@ -178,7 +179,7 @@ def _in_stateless_scope() -> bool:
 
 
 def fits(declared: tuple[int | None, ...] | None, shape: tuple[int, ...]) -> bool:
-    """Whether a shape is one that a declared shape allows; ``None`` stands for what is open."""
+    """Whether a declared shape allows a shape; ``None`` stands for an open dimension, or an open rank."""
     if declared is None:
         return True
     return len(declared) == len(shape) and all(a in (None, b) for a, b in zip(declared, shape, strict=True))

@@ -19,7 +19,7 @@ from support import differential as d
 
 L = tf_keras.layers
 
-# Layers of tf_keras by what a file of them needs in Keras 3, each with the shape of its input.
+# Layers of tf_keras by the change that a file of them needs in Keras 3, each with the shape of its input.
 LAYERS = {
     "dense": (lambda: L.Dense(3, kernel_regularizer="l2", kernel_constraint="max_norm", activation="gelu"), (4,)),
     "hard_sigmoid": (lambda: L.Activation("hard_sigmoid"), (4,)),
@@ -197,7 +197,7 @@ class TestTfKerasFilesInKeras3:
 
 
 class TestOldConfigurations:
-    """What Keras 1 and 2 wrote, made of what tf_keras writes."""
+    """Files of Keras 1 and 2, made from files of tf_keras."""
 
     def rewritten(self, path, change):
         with h5py.File(path, "r+") as file:
@@ -231,7 +231,7 @@ class TestOldConfigurations:
         path = self.rewritten(saved(theirs, tmp_path / "m.h5"), silent)
         ours, report = load(path, library)
         assert_close(ours, theirs, inputs_of(theirs))
-        assert "reset_after=False for GRUs that do not say" in report.upgraded
+        assert "reset_after=False for GRUs that do not have the argument" in report.upgraded
 
     @pytest.mark.parametrize("library", ["keras", "tf_keras"])
     def test_a_wrapper_of_a_custom_layer(self, library, tmp_path):
@@ -271,7 +271,7 @@ class TestOldConfigurations:
 
 
 def keras_1_file(path, model, layers):
-    """Write what Keras 1.2 would have written of a tf_keras model, TensorFlow's dimension order."""
+    """Write the file that Keras 1.2 would have written for a tf_keras model, in TensorFlow's dimension order."""
     with h5py.File(path, "w") as file:
         config = [{"class_name": name, "config": {"trainable": True, **arguments}} for name, arguments in layers]
         file.attrs["model_config"] = json.dumps({"class_name": "Sequential", "config": config})
@@ -300,7 +300,7 @@ def filled(model):
 
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
 class TestKeras1:
-    """Made by hand from the `get_config` methods of Keras 1.2: no library at hand reads or writes such files."""
+    """Made by hand after the `get_config` methods of Keras 1.2: no library of today reads or writes such files."""
 
     def test_convolutions(self, library, tmp_path):
         parts = [
@@ -448,7 +448,7 @@ def fit(model, epochs):
 
 
 class TestTrainingGoesOn:
-    """The loss after loading is what it would have been without."""
+    """The loss after loading is the same as without saving and loading."""
 
     @pytest.mark.parametrize("suffix", ["h5", "keras"])
     @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -482,7 +482,7 @@ class TestTrainingGoesOn:
         np.testing.assert_allclose(fit(ours, 4), fit(model, 4), rtol=1e-4)
 
     def test_by_place_as_keras_2_wrote_it(self, tmp_path):
-        """With stand-ins of one element for what AMSGrad would have."""
+        """With stand-ins of one element in place of AMSGrad's slots."""
         model = trained(tf_keras, tf_keras.optimizers.legacy.Adam())
         with d.quiet():
             model.save(tmp_path / "m.h5")
@@ -539,7 +539,7 @@ class TestBadInput:
             layers = config["config"]["layers"]
             layers[1]["inbound_nodes"] = [[[layers[-1]["name"], 0, 0, {}]]]
             file.attrs["model_config"] = json.dumps(config)
-        with pytest.raises(fa.Malformed, match="wait for each other"):
+        with pytest.raises(fa.Malformed, match="take inputs from each other"):
             load(path, library)
 
     @pytest.mark.parametrize("library", ["keras", "tf_keras"])
@@ -558,14 +558,14 @@ class TestBadInput:
 
     @pytest.mark.parametrize("library", ["keras", "tf_keras"])
     def test_code_is_not_run(self, library, tmp_path):
-        """Stock tf_keras runs it, whatever safe_mode says."""
+        """Stock tf_keras runs it, even with safe_mode."""
         k = keras if library == "keras" else tf_keras
         model = k.Sequential([k.layers.Input((4,)), k.layers.Lambda(lambda x: x * 2)])
         with d.quiet():
             model.save(tmp_path / "m.h5")
             model.save(tmp_path / "m.keras")
         for name in ("m.h5", "m.keras"):
-            with pytest.raises(fa.Refused, match="Python code stands in the file"):
+            with pytest.raises(fa.Refused, match="Python code is in the file"):
                 load(tmp_path / name, library)
             ours, _ = load(tmp_path / name, library, safe_mode=False)
             assert np.array_equal(outputs_of(ours, [np.ones((1, 4), "f4")])[0], np.full((1, 4), 2.0))
@@ -634,7 +634,7 @@ class TestBadInput:
             (shape, fa.Mismatch, r"the state of the optimizer does not fit: Adam/m/.* of shape \(7, 7\)"),
             (lacking, fa.Malformed, "of the optimizer, but has no dataset of that name"),
             (linked, fa.Refused, "."),
-            (nameless, fa.Malformed, "training_config names no optimizer"),
+            (nameless, fa.Malformed, "training_config does not name an optimizer"),
             (unknown_class, fa.Mismatch, "Unknown optimizer: 'Mine'"),
         ):
             path = self.compiled(tmp_path, change)

@@ -54,7 +54,11 @@ class Reads:
 def reads(monkeypatch):
     # Always: a loader keeps the runtime that it began with.
     found = Reads()
-    set_runtime(monkeypatch, make_source=faults.faulty(before=lambda *read: found.before(*read)))
+
+    def before(*read):
+        found.before(*read)
+
+    set_runtime(monkeypatch, make_source=faults.faulty(before=before))
     return found
 
 

@@ -2,6 +2,8 @@
 
 The same file goes by stock into a tf_keras model, and by fastassign into a Keras 3 model built alike; all variables are
 compared bit for bit.
+
+Rows are numbered as in docs/internals/keras.md, section 9.
 """
 
 import os
@@ -160,7 +162,7 @@ def h5_datasets(path):
 @pytest.mark.parametrize(("plain", "cudnn"), [("LSTM", CuDNNLSTM), ("GRU", CuDNNGRU)])
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_cudnn_there_and_back(plain, cudnn, wrapped, tmp_path):  # row 18
-    """Keras 3 to CuDNN's layer of tf_keras, and from there to Keras 3: what it was."""
+    """Keras 3 to CuDNN's layer of tf_keras and back to Keras 3 gives the same values."""
 
     def wrap(k, layer):
         return k.layers.Bidirectional(layer, name="l") if wrapped else layer
@@ -178,7 +180,7 @@ def test_cudnn_there_and_back(plain, cudnn, wrapped, tmp_path):  # row 18
 
 
 def test_kernels_of_the_names_of_keras_1(tmp_path):
-    """A kernel that fits both ways: Keras 3 takes it as it stands, but its name says that it is Keras 1's."""
+    """A kernel that fits both ways: Keras 3 takes it as it is, but its name shows that it is one of Keras 1."""
     build = one(keras, (3, 4, 4), lambda L: L.Conv2D(3, 3, name="l", **FIRST))
     pair = twins(build)
     path = tmp_path / "x.h5"
@@ -195,7 +197,7 @@ def test_kernels_of_the_names_of_keras_1(tmp_path):
 
 
 def together(arrays, order, transpose=None):
-    """What Keras 1 wrote for each gate, in the order of today: kernel, recurrent kernel, bias."""
+    """Return the arrays of Keras 1 for each gate, in the order of today: kernel, recurrent kernel, bias."""
     if transpose:
         arrays = [array.transpose(transpose) if array.ndim == len(transpose) else array for array in arrays]
     return [np.concatenate([arrays[3 * gate + part] for gate in order], axis=-1) for part in range(3)]
@@ -347,7 +349,7 @@ def test_flip_after_other_conversions(k, name, tmp_path):
 
 
 def test_theanos_kernels_that_keras_3_could_not_load_are_flipped(tmp_path):
-    """The attributes of the group, of which one is missing: the backend says how, the shape that it has to be."""
+    """One attribute of the group is missing: the backend tells the conversion, the shape tells that one is needed."""
     shape, make, shapes, _, _ = CASES["conv2d_first"]
     with quiet():
         model, stock = fresh(one(keras, shape, make)), fresh(one(tf_keras, shape, make))
@@ -457,7 +459,7 @@ def test_dtypes(name, dtype, tmp_path):
 
 
 def test_bfloat16(tmp_path):
-    """Bytes that only the variable explains are explained before anything is computed of them."""
+    """Opaque bytes get the dtype of the variable before anything is computed from them."""
     with quiet():
         model = fresh(
             one(keras, (3, 4), lambda L: L.LSTM(2, dtype="bfloat16", recurrent_initializer="zeros", name="l"))

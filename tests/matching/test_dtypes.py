@@ -1,4 +1,7 @@
-"""Stored dtypes and the variables' dtypes: every pair is cast as stock casts it, or refused as stock refuses."""
+"""Stored dtypes and the variables' dtypes: every pair is cast as stock casts it, or refused as stock refuses.
+
+Rows and bugs are numbered as in docs/internals/keras.md, sections 9 and 3.
+"""
 
 import h5py
 import keras
@@ -87,7 +90,7 @@ def test_matrix(k, models, stored, suffix, tmp_path):  # rows 59, 60
         try:
             done = check(pair, path)
             same = stored == dtype
-            assert bool(done.report.cast) != same, "the report names what was cast"
+            assert bool(done.report.cast) != same, "the report names the variables that were cast"
         except Exception as error:  # noqa: BLE001 - all pairs are shown together
             wrong.append((dtype, repr(error)[:300]))
     assert wrong == []
@@ -123,7 +126,7 @@ def test_opaque_bytes_without_meaning(k, models, suffix, tmp_path):
 @pytest.mark.parametrize("suffix", [".h5", ".weights.h5"])
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
 def test_float8(k, dtype, suffix, tmp_path):
-    """Stock saves one-byte opaque values without a mark, and can't load them."""
+    """Stock saves one-byte opaque values without a mark, and then can't load them."""
     values = np.array([0.5, 1, -2, 4], tf.as_dtype(dtype).as_numpy_dtype)
     with h5py.File(write(tmp_path / f"x{suffix}", np.zeros(4, "f4")), "r+") as file:
         key = "layers/holder/vars/0" if suffix == ".weights.h5" else "holder/holder/v0:0"

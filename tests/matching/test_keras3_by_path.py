@@ -1,4 +1,7 @@
-"""Keras 3 files (``.weights.h5`` and ``.keras``): what fits, what is left over, what stock says."""
+"""Keras 3 files (``.weights.h5`` and ``.keras``): objects that fit, objects left over, and the words of stock.
+
+Rows and bugs are numbered as in docs/internals/keras.md, sections 9 and 3.
+"""
 
 import pathlib
 import zipfile
@@ -36,7 +39,7 @@ def k(request):
     return LIBRARIES[request.param]
 
 
-def test_longer_file(k, copies, tmp_path):  # row 30, bug B7: what the file has more is reported
+def test_longer_file(k, copies, tmp_path):  # row 30, bug B7: surplus weights of the file are reported
     path = saved(lambda: chain(k, 4, 4, 4), tmp_path / "x.weights.h5")
     done = check(lambda: chain(k, 4, 4), path)
     assert done.stock.error is None and done.report.assigned == 4
@@ -67,7 +70,7 @@ def test_shapes(k, skip, copies, tmp_path):  # row 35
 
 @pytest.mark.parametrize("skip", [False, True])
 def test_second_variable_does_not_fit(k, skip, tmp_path):
-    """Of an object that fails, stock has assigned what came before: with skip_mismatch that stays."""
+    """When an object fails, stock has assigned its earlier variables already; with skip_mismatch they stay assigned."""
     path = saved(lambda: chain(k, 4, names="p"), tmp_path / "x.weights.h5")
     with h5py.File(path, "r+") as file:
         del file["layers/dense/vars/1"]
@@ -148,7 +151,7 @@ def test_unbuilt_models(k, suffix, tmp_path):  # row 47
             check(build, path, skip_mismatch=True)
 
 
-def test_layers_that_do_not_exist_yet(tmp_path):  # row 47, bug B10: tf_keras says nothing
+def test_layers_that_do_not_exist_yet(tmp_path):  # row 47, bug B10: tf_keras loads nothing, silently
     class Late(tf_keras.Model):
         def build(self, shape):
             self.late = tf_keras.layers.Dense(4)
@@ -419,7 +422,7 @@ def test_atomic_gives_the_same(k, atomic, tmp_path):
 
 
 def test_only_a_layer(tmp_path):
-    """A layer alone is saved and loaded as a model is."""
+    """A single layer is saved and loaded like a model."""
 
     def build():
         layer = keras.layers.Dense(3, name="alone")

@@ -1,4 +1,7 @@
-"""Objects of Keras 3 models that load themselves: users' layers, preprocessing, quantised layers, LoRA."""
+"""Objects of Keras 3 models that load themselves: users' layers, preprocessing, quantised layers, LoRA.
+
+Rows are numbered as in docs/internals/keras.md, section 9.
+"""
 
 import h5py
 import keras
@@ -49,7 +52,7 @@ class Good(Own):
 
 
 class Calling(Own):
-    """Does a bit more, and leaves the rest to Keras."""
+    """Does a little itself, and leaves the rest to Keras."""
 
     def load_own_variables(self, store):
         super().load_own_variables(store)
@@ -133,14 +136,14 @@ def test_several_methods_that_fail(tmp_path):
     before = snapshot(model)
     assert "A total of 2 objects" in text_of(stock_load(model, path).error)
     perturb(model, 0.5)
-    # The first failure ends the load: the others are not tried, and what ran is taken back.
+    # The first failure ends the load: the others are not tried, and those that ran are rolled back.
     with pytest.raises(ValueError, match="not this one"):
         fastassign.load_weights(model, path)
     assert differences(snapshot(model), before) == []
 
 
 def test_failure_beside_a_mismatch(tmp_path):
-    """What can be told from metadata is told first, and no method runs."""
+    """Errors that metadata show come first, and no method runs."""
     build = around(lambda: Raising(name="own"))
     path = saved(build, tmp_path / "x.weights.h5")
     with h5py.File(path, "r+") as file:
@@ -410,7 +413,7 @@ def test_loss_scale_optimizer(tmp_path):
 
 
 def test_filled_values_reach_the_model(tmp_path):
-    """The helper itself: a load that did nothing would be seen."""
+    """Checks the helper: it would detect a load that did nothing."""
     build = around(lambda: Good(name="own"))
     path = saved(build, tmp_path / "x.weights.h5")
     with pytest.raises(AssertionError):

@@ -1,8 +1,8 @@
-"""Our walk over Keras 3 models against Keras' own (``saving_lib._load_state``), on models made at random.
+"""Our walk over Keras 3 models compared with Keras' own (``saving_lib._load_state``), on random models.
 
 A model is described by plain data, so that the same one can be built again and again, and changed a little between
-saving and loading: attributes renamed, removed, added, layers of other sizes. Whatever Keras then loads, skips, says
-or refuses, fastassign must too.
+saving and loading: attributes renamed, removed, added, layers of other sizes. fastassign must load, skip, warn about
+and refuse exactly the same as Keras.
 """
 
 import random
@@ -24,7 +24,7 @@ NAMES = ["Upper", "alpha", "blocks", "head", "kids", "layer", "layers_of_mine", 
 
 
 class Node(L.Layer):
-    """A layer with variables of its own and whatever attributes it is given."""
+    """A layer with variables of its own and any attributes that it is given."""
 
     def __init__(self, own=(), **kwargs):
         super().__init__(**kwargs)
@@ -79,7 +79,7 @@ class Root(keras.Model):
 
 
 class Maker:
-    """Builds the objects of one description; what is shared there is one object here."""
+    """Builds the objects of one description; a part that is shared there is one object here."""
 
     def __init__(self):
         self.shared = {}
@@ -288,7 +288,7 @@ def test_changed_model(seed, tmp_path):
 
 @pytest.mark.parametrize("seed", seeds(20))
 def test_what_the_walk_looks_at(seed):
-    """Every object's children, in order, are those that Keras' walk would do something with."""
+    """Every object's children, in order, are those that Keras' walk would enter."""
     model = fresh(builder(describe_root(random.Random(2000 + seed))))
     targets = Keras3Targets(model)
     seen, waiting = set(), [model]

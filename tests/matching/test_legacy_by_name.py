@@ -1,4 +1,7 @@
-"""Legacy files with ``by_name=True``."""
+"""Legacy files with ``by_name=True``.
+
+Rows and bugs are numbered as in docs/internals/keras.md, sections 9 and 3.
+"""
 
 import h5py
 import numpy as np
@@ -27,7 +30,7 @@ def test_names_that_both_have(k, file, model, assigned, tmp_path):  # row 39
     assert len(done.report.missing) == 2 * len(model) - assigned
 
 
-def test_no_common_name(k, tmp_path):  # rows 39, bug B11: stock says nothing
+def test_no_common_name(k, tmp_path):  # rows 39, bug B11: stock does not say so
     path = saved(lambda: chain(k, 4, names=["dense_1"]), tmp_path / "x.h5")
     model = fresh(lambda: chain(k, 4, names=["dense_7"]))
     before = snapshot(model)

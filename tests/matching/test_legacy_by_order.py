@@ -1,4 +1,7 @@
-"""Legacy files by the order of the layers, and what both libraries make of the common models."""
+"""Legacy files by the order of the layers, and the common models in both libraries.
+
+Rows and bugs are numbered as in docs/internals/keras.md, sections 9 and 3.
+"""
 
 from functools import cache
 
@@ -304,6 +307,18 @@ def test_top_level_weights_that_do_not_fit(k, tmp_path):
     check(lambda: with_own_weights(k, (3,)), path)
     if k is keras:
         assert check(lambda: with_own_weights(k, (3,)), path, skip_mismatch=True).report.skipped
+
+
+def test_top_level_weights_of_the_same_size(k, tmp_path):
+    """Of another shape: refused as in stock, unless they are to be reshaped."""
+    path = saved(lambda: with_own_weights(k, (2, 3)), tmp_path / "x.h5")
+    check(lambda: with_own_weights(k, (3, 2)), path)
+    model = perturb(with_own_weights(k, (3, 2)), 0.5)
+    fastassign.load_weights(model, path, options=fastassign.LoadOptions(reshape=True))
+    with h5py.File(path) as file:
+        group = file["top_level_model_weights"]
+        stored = group[group.attrs["weight_names"][0]][()]
+    assert np.array_equal(model.own[0].numpy(), stored.reshape(3, 2))
 
 
 def test_own_weights_of_a_nested_model(tmp_path):  # row 55, bug B9: tf_keras drops them

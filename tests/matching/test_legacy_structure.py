@@ -1,4 +1,4 @@
-"""Composite layers whose inner names are not those of the file: told by what is left, by position, or refused."""
+"""Composite layers whose inner names are not those of the file: matched by structure, by position, or refused."""
 
 import h5py
 import numpy as np
@@ -180,7 +180,7 @@ def listed(parts, frozen, prefix):
 
 @given(st.lists(st.tuples(st.sampled_from(sorted(PARTS)), st.booleans(), st.booleans()), min_size=1, max_size=5))
 def test_never_wrong_where_something_frozen_shows(rows):
-    """An order that is given is the right one, unless nothing frozen shows on either side."""
+    """A returned order is the right one, unless neither side shows that anything was frozen."""
     parts = [row[0] for row in rows]
     saved = listed(parts, [row[1] for row in rows], "x")
     present = listed(parts, [row[2] for row in rows], "y")

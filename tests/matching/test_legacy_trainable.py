@@ -1,6 +1,8 @@
 """Nested layers that were frozen differently when the file was saved: exact here, by the names in the file.
 
-Stock goes by position: it raises where shapes tell, and swaps weights in silence where they do not.
+Stock goes by position: it raises an error if shapes differ, and otherwise swaps weights silently.
+
+Rows are numbered as in docs/internals/keras.md, section 9.
 """
 
 import numpy as np
@@ -114,7 +116,7 @@ def test_same_shapes_swapped(library, tmp_path):  # row 29
 
 @pytest.mark.parametrize("library", sorted(LIBRARIES))
 def test_nested_convolutions(library, tmp_path):
-    """tf_keras' conversion of a nested model raises on convolutions that stand at other positions."""
+    """tf_keras' conversion of a nested model raises an error for convolutions at other positions."""
     k = LIBRARIES[library]
 
     def build():

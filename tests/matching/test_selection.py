@@ -1,4 +1,4 @@
-"""Part of a file, or under other names: `rename`, `include`, `exclude`."""
+"""Part of a file, or a file with other names: `rename`, `include`, `exclude`."""
 
 import dataclasses
 import functools
@@ -198,7 +198,7 @@ def test_a_bijection_is_what_stock_makes_of_the_renamed_file(k, suffix, order, a
         ({"rename": {"layers/dens": "x"}, "include": "head"}, "dens"),
     ],
 )
-def test_what_fits_nothing_is_an_error(k, suffix, options, near, tmp_path):
+def test_names_that_match_nothing_are_an_error(k, suffix, options, near, tmp_path):
     path = saved(lambda: larger(k, backbone(k)), tmp_path / f"x{suffix}")
     model = fresh(lambda: larger(k, backbone(k)))
     before = snapshot(model)
@@ -232,7 +232,7 @@ def test_a_selected_layer_has_to_be_in_the_file(k, tmp_path):
 def test_two_of_the_same_new_name(k, suffix, tmp_path):
     path = saved(lambda: chain(k, 4, 4, names=["p", "q"]), tmp_path / f"x{suffix}")
     rename = {"p": "q"} if suffix == ".h5" else {"layers/dense": "layers/dense_1"}
-    with pytest.raises(Mismatch, match="rename makes both"):
+    with pytest.raises(Mismatch, match="rename turns both"):
         load(fresh(lambda: chain(k, 4, 4, names=["p", "q"])), path, rename=rename)
 
 
@@ -248,9 +248,9 @@ def test_shapes_count_only_where_selected(k, suffix, tmp_path):
 
 
 def test_weights_of_one_layer_from_several(k, tmp_path):
-    """By name they have to be its variables: no position tells."""
+    """The weights have to have the names of its variables: there is no order to go by."""
     path = saved(lambda: chain(k, 4, 4, names=["low", "other"]), tmp_path / "x.h5")
-    with pytest.raises(Mismatch, match="do not stand together") as raised:
+    with pytest.raises(Mismatch, match="are not one whole layer of the file") as raised:
         load(fresh(lambda: larger(k, backbone(k))), path, rename={"": "backbone"}, include="backbone")
     assert "backbone/norm/gamma" in str(raised.value)
 
@@ -286,7 +286,7 @@ def test_a_layer_that_loads_itself_is_taken_as_a_whole(k, tmp_path):
     assert all(np.all(v == 0.5) for v in values(model.get_layer("own")))
     load(model, path, include="own")
     assert same(model.get_layer("own"), source.get_layer("own"))
-    with pytest.raises(Mismatch, match="all of it or nothing"):
+    with pytest.raises(Mismatch, match="include or exclude all of it, not a part"):
         load(model, path, exclude="own/bias")
 
 

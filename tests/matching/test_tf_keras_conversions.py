@@ -1,6 +1,9 @@
 """Weights of Keras 1, Theano and CuDNN in tf_keras, which rewrites them as it loads: stock is the oracle.
 
-The files are written by hand, in the layouts of ``preprocess_weights_for_loading`` (facts, section 2).
+The files are written by hand, in the layouts of ``preprocess_weights_for_loading`` (docs/internals/keras.md,
+section 2).
+
+Rows are numbered as in docs/internals/keras.md, section 9.
 """
 
 import h5py

@@ -25,10 +25,8 @@ def assignment(number, offset, nbytes, *, fit="same", plain=True, encoding="raw"
     return Assignment(record, Target(f"l{number}/v", (nbytes,), "uint8", variable, variable if plain else None), fit)
 
 
-def matching_of(assignments):
-    matching = Matching("keras", "keras3")
-    matching.assignments.update(enumerate(assignments))
-    return matching
+def matching_of(assignments, **rest):
+    return Matching("keras", "keras3", dict(enumerate(assignments)), **rest)
 
 
 def make(assignments, *, atomic=False, **knobs):
@@ -176,8 +174,8 @@ def test_the_budget_error_names_the_largest_tensor():
 
 
 def test_what_a_layer_loads_itself_counts():
-    matching = matching_of([assignment(0, 0, 100)])
-    matching.hooks.append(Hook(object(), "layers/own", {"0": TensorRecord("layers/own/vars/0", (5000,), "|u1")}))
+    own = Hook(object(), "layers/own", {"0": TensorRecord("layers/own/vars/0", (5000,), "|u1")})
+    matching = matching_of([assignment(0, 0, 100)], hooks=(own,))
     with pytest.raises(fa.Budget, match="needs 5000 bytes of host memory for the weights that go through the library"):
         plan_of(matching, fa.LoadOptions(max_staging_bytes=4999))
     assert plan_of(matching, fa.LoadOptions(max_staging_bytes=5000)).staging_bytes == 5000
@@ -208,10 +206,12 @@ def test_a_plan_prints_and_is_json():
         assignment(2, 300_000, 8, fit="cast"),
         assignment(3, 0, 40, encoding="h5py"),
     ]
-    matching = matching_of(assignments)
-    matching.skipped.append("a layer: another shape")
-    matching.missing = (Target("lonely", (1,), "float32", None, None),)
-    matching.unexpected = (TensorRecord("layers/extra/vars/0", (1,), "<f4"),)
+    matching = matching_of(
+        assignments,
+        skipped=("a layer: another shape",),
+        missing=(Target("lonely", (1,), "float32", None, None),),
+        unexpected=(TensorRecord("layers/extra/vars/0", (1,), "<f4"),),
+    )
     plan = plan_of(matching, fa.LoadOptions())
     data = json.loads(json.dumps(plan.to_dict()))
     assert data["file"] == str(ORIGIN.path)

@@ -142,10 +142,8 @@ KNOBS = st.fixed_dictionaries(
 CASES = cases(25)
 
 
-def matching_of(assignments):
-    matching = Matching("keras", "keras3")
-    matching.assignments.update(enumerate(assignments))
-    return matching
+def matching_of(assignments, **rest):
+    return Matching("keras", "keras3", dict(enumerate(assignments)), **rest)
 
 
 def make(assignments, devices, *, repeated=False, atomic=False, matching=None, **knobs):
@@ -475,7 +473,7 @@ def test_a_plan_prints_and_is_json(assignments, devices, knobs, repeated, atomic
     assert [lane["device"] for lane in data["lanes"]] == [lane.device for lane in plan.schedule.lanes]
     for lane in plan.schedule.lanes:
         assert f"{lane.device}: {lane.slots} slots of {lane.slot_bytes} bytes" in text
-        assert f"at most {lane.peak_bytes} bytes of the device" in text
+        assert f"at most {lane.peak_bytes} bytes of device memory beyond the variables" in text
     for fallback in plan.fallbacks:
         assert f"fallback: {fallback}" in text
     assert data["fallback"] == list(plan.fallbacks)
@@ -569,9 +567,8 @@ def test_reading_first_takes_slots_away():
 
 
 def test_what_the_library_loads_counts_beside_slots():
-    matching = matching_of(in_a_row([(1000, 1000)]))
     own = TensorRecord("layers/own/vars/0", (20_000,), "|u1")
-    matching.hooks.append(Hook(object(), "layers/own", {"0": own}))
+    matching = matching_of(in_a_row([(1000, 1000)]), hooks=(Hook(object(), "layers/own", {"0": own}),))
     # Layers load themselves first, one after the other; slots are there all the time.
     with pytest.raises(fa.Budget, match=r"36384 bytes .* own code, or are converted, and the slots that"):
         make((), reached(), matching=matching, max_staging_bytes=36_383)

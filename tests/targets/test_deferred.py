@@ -1,4 +1,4 @@
-"""Models built without initial values: nobody ever sees a variable without one."""
+"""Models built without initial values: no code ever sees a variable without one."""
 
 from __future__ import annotations
 

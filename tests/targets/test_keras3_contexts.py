@@ -1,4 +1,7 @@
-"""Where a Keras 3 model may be when it is loaded: a stateless scope, a traced function, a distribution strategy."""
+"""Where a Keras 3 model may be when it is loaded: a stateless scope, a traced function, a distribution strategy.
+
+Rows and bugs are numbered as in docs/internals/keras.md, sections 9 and 3.
+"""
 
 from contextlib import nullcontext
 

@@ -1,4 +1,7 @@
-"""Where a tf_keras model may be when it is loaded: a distribution strategy, a traced function, graph mode."""
+"""Where a tf_keras model may be when it is loaded: a distribution strategy, a traced function, graph mode.
+
+Rows are numbered as in docs/internals/keras.md, section 9.
+"""
 
 import numpy as np
 import pytest
@@ -168,7 +171,7 @@ def test_own_methods(cls, skip, tmp_path):
 
 
 def test_own_method_that_raises(tmp_path):
-    """tf_keras passes on whatever the method raised; here it is a Mismatch, and nothing has changed."""
+    """tf_keras passes on the exception of the method; here it is a Mismatch, and nothing has changed."""
 
     def made():
         return tf_keras.Sequential([tf_keras.Input((4,)), Raising(name="own")], name="m")

@@ -1,8 +1,8 @@
-"""Weights of older Keras versions, of Theano and of CuDNN's layers: what becomes of them, decided by shapes.
+"""Weights of older Keras versions, of Theano and of CuDNN's layers, converted where the shapes call for it.
 
-For each layer the records of the file become values of its variables: a record as it stands, or a recipe. Nothing is
-guessed: a conversion is made where the version or the count of the arrays asks for it and the shapes fit afterwards;
-otherwise the records stay as they are, and whoever compares shapes finds what the library itself would complain of.
+For each layer the records of the file become values of its variables: a record as it is, or a recipe. Nothing is
+guessed: a conversion is made where the version or the count of the arrays asks for it and the shapes fit afterwards.
+Otherwise the records stay as they are, and comparing their shapes leads to the library's own error.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ class Converter:
     ----------
     model : ModelTargets
         The model.
-    layout : LegacyContents
-        The file.
+    saved : LegacyContents
+        The layers and weights that the file lists.
     options : LoadOptions
         ``conv_flip`` and ``reshape``.
     """
 
-    def __init__(self, model: ModelTargets, layout: LegacyContents, options: LoadOptions) -> None:
-        self._model, self._layout, self._options = model, layout, options
+    def __init__(self, model: ModelTargets, saved: LegacyContents, options: LoadOptions) -> None:
+        self._model, self._saved, self._options = model, saved, options
         self._is_stock_tf_keras = model.library == "tf_keras"
-        self._is_keras_1 = layout.keras_version == "1"
-        # Theano convolves with kernels turned round; neither library turns them back.
-        self._flips = layout.backend == _THEANO if options.conv_flip is None else options.conv_flip
+        self._is_keras_1 = saved.keras_version == "1"
+        # Theano convolves with flipped kernels; neither library flips them back.
+        self._flips = saved.backend == _THEANO if options.conv_flip is None else options.conv_flip
 
     def values(self, layer: LayerTargets, records: Sequence[TensorRecord]) -> Sequence[Value]:
-        """Return what goes into the variables of a layer, in their order.
+        """Return the values for the variables of a layer, in their order.
 
         Returns
         -------
         sequence of (TensorRecord or Recipe)
-            Of another length than the variables, or with other shapes, where the weights do not fit.
+            Where the weights do not fit, another number of values than of variables, or values of other shapes.
 
         Raises
         ------
@@ -66,7 +66,7 @@ class Converter:
                 return values
         if self._is_stock_tf_keras:
             return self._of_tf_keras(layer, records, values)
-        # Keras 3 complains of the number of arrays in the file before it looks at shapes.
+        # Keras 3 checks the number of arrays in the file before it looks at shapes.
         return records if values is None or len(records) != len(values) else values
 
     def reshaped(self, value: Value, shape: tuple[int, ...]) -> Value:
@@ -74,16 +74,16 @@ class Converter:
         return reshaped(value, shape) if self._options.reshape else value
 
     def _is_concerned(self, layer: LayerTargets, records: Sequence[TensorRecord]) -> bool:
-        """Whether anything may have to be converted; for most files this is all that is done."""
+        """Whether anything may have to be converted; for most files the answer is no."""
         if self._flips or not _fit(records, layer):
             return True
-        # tf_keras goes by the version alone; Keras 3 loads what fits, unless the names are those of Keras 1.
+        # tf_keras goes by the version alone; Keras 3 loads weights that fit, unless their names are those of Keras 1.
         return self._is_keras_1 and (self._is_stock_tf_keras or any(map(convolutions.is_keras_1_name, records)))
 
     def _converted(
         self, layer: LayerTargets, parts: Sequence[InnerLayer], records: Sequence[TensorRecord]
     ) -> list[Value] | None:
-        """Convert each part; none if the number of arrays is wrong."""
+        """Convert each part; ``None`` if the number of arrays is wrong."""
         counts = self._counts(layer, parts, len(records))
         if sum(counts) != len(records):
             return None
@@ -104,13 +104,13 @@ class Converter:
         return values
 
     def _counts(self, layer: LayerTargets, parts: Sequence[InnerLayer], received: int) -> list[int]:
-        """Return how many arrays of the file stand in the place of each weight."""
+        """Return how many arrays of the file hold each weight."""
         counts = [1] * len(layer.targets)
         if self._is_keras_1 and received != len(counts):
             for part in parts:
                 count = recurrent.keras_1_count(part.kind, len(part.positions))
                 if count > len(part.positions):
-                    # All arrays of the layer stand where its first weight does.
+                    # All arrays of the layer are counted for its first weight.
                     for position in part.positions:
                         counts[position] = 0
                     counts[part.positions[0]] = count
@@ -144,9 +144,9 @@ class Converter:
     def _of_tf_keras(
         self, layer: LayerTargets, records: Sequence[TensorRecord], values: Sequence[Value] | None
     ) -> Sequence[Value]:
-        """Return what tf_keras' own function makes of weights that do not fit: its errors, and its exceptions."""
+        """Return the result of tf_keras' own function for weights that do not fit, which may be an error."""
         shapes = [record.shape for record in records]
-        found = self._model.loader_shapes(layer, shapes, self._layout.keras_version, self._layout.backend)
+        found = self._model.loader_shapes(layer, shapes, self._saved.keras_version, self._saved.backend)
         results: list[Value] = []
         for i, each in enumerate(found):
             if isinstance(each, int):

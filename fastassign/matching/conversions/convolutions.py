@@ -12,10 +12,10 @@ from fastassign.catalog.records import TensorRecord
 from fastassign.matching.conversions import recipes
 from fastassign.matching.conversions.recipes import Recipe
 
-# Where the kernels stand among the weights of a layer.
+# How many of the first weights of a layer are kernels.
 KERNELS = {"Conv1D": 1, "Conv2D": 1, "Conv3D": 1, "Conv2DTranspose": 1, "ConvLSTM2D": 2}
 
-# Axes of the kernel that Keras 1 wrote, in the order of today, by class and data format of the layer. Theano's order
+# The order in which to take the axes of a kernel of Keras 1, by class and data format of the layer. Theano's order
 # (filters, channels, rows, columns) goes with "channels_first".
 _KERAS_1_AXES = {
     ("Conv2D", "channels_first"): (2, 3, 1, 0),
@@ -27,16 +27,16 @@ _KERAS_1_AXES = {
 # A kernel has two axes that are not spatial.
 _LEAST_AXES = 2
 
-# What tf_keras does to any kernel of a wrong shape. It undoes (2, 3, 1, 0), for files without a version whose kernels
-# stand in today's order; for others no layout is known of which it makes a kernel.
+# The transposition that tf_keras applies to any kernel of a wrong shape. It undoes (2, 3, 1, 0), for files without a
+# version whose kernels are in today's order; no other known layout becomes a kernel by it.
 _UNDO = (3, 2, 0, 1)
 
-# convolution2d_1_W, conv1_W:0: Keras 2 and later call it kernel.
+# convolution2d_1_W, conv1_W:0: in Keras 2 and later the name is kernel.
 _KERAS_1_NAME = re.compile(r"_W(:\d+)?$")
 
 
 def is_keras_1_name(record: TensorRecord) -> bool:
-    """Whether a kernel is called as Keras 1 called it."""
+    """Whether a kernel has a name of Keras 1."""
     return _KERAS_1_NAME.search(record.key) is not None
 
 
@@ -50,17 +50,17 @@ def from_keras_1(
     kind, data_format : str
         Class and data format of the layer.
     kernel : Recipe
-        The kernel as it stands.
+        The kernel as the file has it.
     wanted : tuple of int
-        The shape of the layer's own.
+        The shape of the layer's own kernel.
     prefers_stored : bool
-        Whether a kernel that fits as it stands is left so; otherwise class and data format alone decide, as in
+        Whether a kernel that already fits is left as it is; otherwise class and data format alone decide, as in
         tf_keras.
 
     Returns
     -------
     Recipe
-        As it stands, where it fits only so.
+        The kernel as it is, if it does not fit after the conversion.
     """
     fits = kernel.shape == wanted
     if kind == "Conv1D":
@@ -73,12 +73,12 @@ def from_keras_1(
 
 
 def undone(kernel: Recipe) -> Recipe:
-    """Transpose a kernel of a wrong shape as tf_keras does, whatever the version."""
+    """Transpose a kernel of a wrong shape as tf_keras does, for every version."""
     return kernel.transposed(*_UNDO) if len(kernel.shape) == len(_UNDO) else kernel
 
 
 def flipped(kernel: TensorRecord | Recipe) -> Recipe:
-    """Turn a kernel round, from Theano's convolution to TensorFlow's correlation."""
+    """Flip a kernel, from Theano's convolution to TensorFlow's correlation."""
     recipe = kernel if isinstance(kernel, Recipe) else recipes.stored(kernel)
     return recipe.flipped() if len(recipe.shape) > _LEAST_AXES else recipe
 

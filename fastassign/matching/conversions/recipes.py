@@ -1,8 +1,8 @@
-"""Arrays of a variable's shape that are made of arrays of a file: what a conversion is, as arithmetic.
+"""Recipes: the arithmetic that makes an array of a variable's shape from arrays of a file.
 
-A recipe knows its shape before anything is read, and fills memory that it is given: transposed, turned round or
-reshaped views of that memory take the values as they stand in the file, so that nothing is held twice. The only
-temporaries are those of ``Recipe.spare_bytes``.
+A recipe knows its shape before anything is read, and fills memory that it is given. Transposed, flipped or reshaped
+views of that memory take the values in the order of the file, so that nothing is held twice; the only temporaries are
+those of ``Recipe.spare_bytes``.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Recipe:
     shape : tuple of int
         The shape that comes out.
     records : tuple of TensorRecord
-        What it is made of.
+        The arrays of the file that it is made from.
     steps : tuple of str
-        The arithmetic in words; empty where the array is a record as it stands.
+        The arithmetic in words; empty if the array is a record as it is.
     spare_bytes : int
         Memory that ``fill`` takes for temporaries.
     """
@@ -42,7 +42,7 @@ class Recipe:
     steps: tuple[str, ...]
     spare_bytes: int
     _base: _Fill
-    # Each makes the memory of a result look like what the step before left; the last step's comes first.
+    # Each view gives the memory of a step's result the form of that step's input; the last step's comes first.
     _views: tuple[_View, ...] = ()
 
     @property
@@ -81,11 +81,11 @@ class Recipe:
         return self._then(shape, f"drop axis {axis}", partial(np.expand_dims, axis=axis))
 
     def flipped(self) -> Recipe:
-        """Return the recipe of a kernel that is turned round in all its spatial axes, which are all but two."""
+        """Return the recipe of a kernel that is flipped in all its spatial axes, which are all but two."""
         return self._then(self.shape, "flip", partial(np.flip, axis=tuple(range(len(self.shape) - 2))))
 
     def reshaped(self, shape: tuple[int, ...]) -> Recipe:
-        """Return the recipe of ``numpy.reshape``; nothing but another one may follow."""
+        """Return the recipe of ``numpy.reshape``; only another reshape may follow."""
         return self._then(shape, f"reshape {shape}", partial(_reshape, shape=self.shape))
 
     def _then(self, shape: tuple[int, ...], step: str, view: _View) -> Recipe:
@@ -93,12 +93,12 @@ class Recipe:
 
 
 def stored(record: TensorRecord) -> Recipe:
-    """Return the recipe of a record as it stands."""
+    """Return the recipe of a record as it is."""
     return Recipe(record.shape, (record,), (), 0, _copy)
 
 
 def concatenated(records: Sequence[TensorRecord], axis: int, step: str) -> Recipe | None:
-    """Return the recipe of records one after the other along an axis; none if their shapes do not allow it."""
+    """Return the recipe of records one after the other along an axis; ``None`` if their shapes do not allow it."""
     first = records[0].shape
     if not first:
         return None
@@ -123,12 +123,12 @@ def computed(
 
 
 def filled(record: TensorRecord, shape: tuple[int, ...], step: str, base: _Fill, spare_bytes: int = 0) -> Recipe:
-    """Return the recipe of one array that ``base(out, arrays)`` puts in its place."""
+    """Return the recipe of one array that ``base(out, arrays)`` writes."""
     return Recipe(shape, (record,), (step,), spare_bytes, base)
 
 
 def unknown(shape: tuple[int, ...]) -> Recipe:
-    """Return what stands for a result of which nothing but the shape is known."""
+    """Return a placeholder for a result of which only the shape is known."""
     return Recipe(shape, (), ("unknown",), 0, _copy)
 
 

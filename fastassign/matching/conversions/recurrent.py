@@ -1,8 +1,8 @@
 """Recurrent layers as Keras 1 and CuDNN stored them.
 
-Sources: Keras 1 wrote kernel, recurrent kernel and bias of each gate apart (``preprocess_weights_for_loading`` in
-``hdf5_format.py`` of tf_keras, and in ``keras/engine/saving.py`` of Keras 2, put them together); CuDNN's layers
-keep the transposed kernels and two biases (``_convert_rnn_weights`` there).
+Keras 1 wrote kernel, recurrent kernel and bias of each gate as arrays of their own; CuDNN's layers keep the transposed
+kernels and two biases. Sources: ``preprocess_weights_for_loading`` and ``_convert_rnn_weights`` in ``hdf5_format.py``
+of tf_keras and in ``keras/engine/saving.py`` of Keras 2.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fastassign.catalog.records import TensorRecord
 from fastassign.matching.conversions import recipes
 from fastassign.matching.conversions.recipes import Recipe
 
-# Gates of Keras 1 in the order of today. An LSTM wrote i, c, f, o and has i, f, c, o; a GRU z, r, h as today.
+# Gates of Keras 1 in the order of today. An LSTM wrote i, c, f, o and now has i, f, c, o; a GRU wrote z, r, h as now.
 _KERAS_1_GATES = {"LSTM": (0, 2, 1, 3), "ConvLSTM2D": (0, 2, 1, 3), "GRU": (0, 1, 2)}
 
 # Kernel, recurrent kernel, bias.
@@ -38,10 +38,10 @@ def keras_1_count(kind: str, count: int) -> int:
 
 
 def from_gates(kind: str, records: Sequence[TensorRecord], data_format: str) -> list[Recipe] | None:
-    """Put the arrays that Keras 1 wrote for each gate together; none if their shapes do not allow it."""
+    """Join the arrays that Keras 1 wrote for each gate; ``None`` if their shapes do not allow it."""
     gates = _KERAS_1_GATES[kind]
-    # Kernels in Theano's order (filters, channels, rows, columns) have their filters first. tf_keras puts them
-    # together along the columns, which does not fit.
+    # Kernels in Theano's order (filters, channels, rows, columns) have their filters first. tf_keras joins them along
+    # the columns, which does not fit.
     is_theanos = kind == "ConvLSTM2D" and data_format == "channels_first"
     results = []
     for part in range(_ARRAYS):
@@ -57,7 +57,7 @@ def from_gates(kind: str, records: Sequence[TensorRecord], data_format: str) -> 
 def from_other_implementation(
     kind: str, records: Sequence[TensorRecord], wanted: Sequence[tuple[int, ...]]
 ) -> list[Recipe] | None:
-    """Convert between a plain layer and CuDNN's; none where the biases say that it is not the one and the other.
+    """Convert between a plain layer and CuDNN's; ``None`` if the biases are not those of one of each kind.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def from_other_implementation(
     records : sequence of TensorRecord
         Kernel, recurrent kernel and bias.
     wanted : sequence of tuple of int
-        The shapes of the layer's own.
+        The shapes of the layer's own weights.
     """
     if len(records) != _ARRAYS or len(wanted) != _ARRAYS or any(not record.shape for record in records):
         return None
@@ -104,7 +104,7 @@ def _bias(bias: TensorRecord, shape: tuple[int, ...], *, from_cudnn: bool, is_ls
         return recipes.stored(bias).reshaped(shape)
     if from_cudnn:
         return recipes.computed(bias, shape, "add the two biases", _sum_of_halves, bias.nbytes)
-    # Any two biases of this sum would do; these are Keras'.
+    # Any two biases with this sum would do; Keras takes these.
     return recipes.computed(bias, shape, "half of the bias twice", _halves, 3 * bias.nbytes)
 
 
@@ -134,7 +134,7 @@ def _recurrent_kernels(out: _Array, arrays: Sequence[_Array], *, gates: int) -> 
 
 def _put_transposed(out: _Array, values: _Array) -> None:
     """Copy values whose memory runs along the other axis."""
-    # A strip's lines stay in the cache: 27 ms instead of 53 for a kernel of 1024 by 4096.
+    # The lines of a strip stay in the cache: 27 ms instead of 53 ms for a kernel of 1024 by 4096.
     for start in range(0, out.shape[1], _STRIP):
         strip = slice(start, start + _STRIP)
         np.copyto(out[:, strip], values[:, strip], casting="unsafe")

@@ -16,7 +16,7 @@ class RenamedGroups(VariableGroups):
     contents : Contents
         The file.
     selection : Selection
-        Says which path each gets.
+        Gives each its new path.
     old_layers : bool
         As for ``VariableGroups``.
 
@@ -29,7 +29,7 @@ class RenamedGroups(VariableGroups):
     def __init__(self, contents: Contents, selection: Selection, *, old_layers: bool) -> None:
         super().__init__(contents, old_layers=old_layers)
         self._keys: dict[str, dict[str, str]] = {}
-        # tf_keras insists on the model's own group, which is there even if it is empty.
+        # tf_keras requires the model's own group, which is there even if it is empty.
         self._paths = {path for path in ("vars",) if path in contents.groups}
         for key in (*contents.records, *contents.refusals):
             path = key.replace(OLD_LAYERS, "layers") if old_layers else key
@@ -39,7 +39,7 @@ class RenamedGroups(VariableGroups):
             group, _, name = new.rpartition("/")
             before = self._keys.setdefault(group, {}).setdefault(name, key)
             if before != key:
-                raise Mismatch(f"rename makes both {before} and {key} of the file {new}", tensor=key)
+                raise Mismatch(f"rename turns both {before} and {key} of the file into {new}", tensor=key)
             self._paths.update(leading_parts(group))
 
     def find(self, path: str) -> str | None:
@@ -52,9 +52,9 @@ class RenamedGroups(VariableGroups):
         return tuple(self._keys[group])
 
     def key(self, group: str, name: str) -> str:
-        """Return where in the file a variable of a group stands."""
+        """Return the key in the file of a variable of a group."""
         return self._keys[group].get(name, f"{group}/{name}")
 
     def has_path(self, path: str) -> bool:
-        """Whether anything stands at ``path`` now."""
+        """Whether anything is at ``path`` now."""
         return path in self._paths

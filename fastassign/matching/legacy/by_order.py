@@ -7,28 +7,18 @@ assigned.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 from fastassign.catalog.catalog import Catalog
-from fastassign.catalog.keras_legacy import LegacyContents, SavedLayer
-from fastassign.catalog.records import TensorRecord
-from fastassign.errors import Malformed, Mismatch
-from fastassign.matching.assignment import Matching, Notice
-from fastassign.matching.conversions.converter import Converter, Value, reshaped
+from fastassign.catalog.keras_legacy import SavedLayer
+from fastassign.errors import Mismatch
+from fastassign.matching.conversions.converter import Value
 from fastassign.matching.legacy.composite import reorder
-from fastassign.options import LoadOptions
-from fastassign.targets.target import LayerTargets, ModelTargets, Target
+from fastassign.matching.legacy.context import LegacyContext
+from fastassign.targets.target import LayerTargets, Target
 
 
-def match_by_order(
-    model: ModelTargets,
-    catalog: Catalog,
-    layout: LegacyContents,
-    *,
-    skip_mismatch: bool,
-    options: LoadOptions,
-) -> Matching:
+def match_by_order(context: LegacyContext) -> None:
     """Match the layers of a legacy file to those of a model by position.
 
     Raises
@@ -36,97 +26,46 @@ def match_by_order(
     Mismatch
         Layers, weights or shapes do not agree; the text is stock's.
     """
-    matching = Matching(library=model.library, layout="legacy")
-    layers = model.layers()
-    saved = [layer for layer in layout.layers if layer.weights]
+    layers = context.model.layers()
+    saved = [layer for layer in context.saved.layers if layer.weights]
     if len(saved) != len(layers):
         raise Mismatch(
             "Layer count mismatch when loading weights from file. "
             f"Model expected {len(layers)} layers, found "
             f"{len(saved)} saved layers.",
-            hint=_count_hint(catalog, layers, saved),
-        )
-    converter = Converter(model, layout, options)
-    pending: list[Callable[[], None]] = []
-    for k, (stored, layer) in enumerate(zip(saved, layers, strict=True)):
-        records = saved_records(catalog, stored)
-        place = f"layer #{k} (named {layer.name})"
-        # Before any conversion, which takes weights at other positions for weights of another layout.
-        if options.match == "names" and layer.composite:
-            records = reorder(matching, model, layer, catalog, stored, records)
-        values = converter.values(layer, records)
-        _check_count(k, layer, stored.name, len(values))
-        pending.append(
-            partial(match_weights, matching, model, place, layer.targets, values, skip_mismatch=skip_mismatch)
-        )
-        if model.library == "keras":
-            pending.pop()()
-    if layout.top_level is not None:
-        own = model.top_level(by_name=False)
-        records = saved_records(catalog, layout.top_level)
-        if len(records) != len(own):
-            raise Mismatch(
-                "Weight count mismatch for top-level weights when loading "
-                "weights from file. "
-                f"Model expects {len(own)} top-level weight(s). "
-                f"Received {len(records)} saved top-level weight(s)"
-            )
-        values = [reshaped(record, target.shape) for record, target in zip(records, own, strict=True)]
-        pending.append(
-            partial(match_weights, matching, model, "top-level model", own, values, skip_mismatch=skip_mismatch)
+            hint=_count_hint(context.catalog, layers, saved),
         )
     # tf_keras counts the weights of all layers before it assigns the first; Keras 3 goes layer by layer.
-    for match_one in pending:
-        match_one()
-    return matching
+    pending: list[tuple[str, Sequence[Target], Sequence[Value]]] = []
+    for k, (stored, layer) in enumerate(zip(saved, layers, strict=True)):
+        records = context.records(stored)
+        # Before any conversion, which takes weights at other positions for weights of another layout.
+        if context.options.match == "names" and layer.composite:
+            records = reorder(context, layer, stored, records)
+        values = context.converter.values(layer, records)
+        _check_count(k, layer, stored.name, len(values))
+        pending.append((f"layer #{k} (named {layer.name})", layer.targets, values))
+        if context.model.library == "keras":
+            context.match_weights(*pending.pop())
+    if context.saved.top_level is not None:
+        pending.append(_top_level(context, context.saved.top_level))
+    for place, targets, values in pending:
+        context.match_weights(place, targets, values)
 
 
-def saved_records(catalog: Catalog, layer: SavedLayer) -> list[TensorRecord]:
-    """Return the records of a saved layer, in its order.
-
-    Raises
-    ------
-    Malformed
-        The file names a weight that it does not have.
-    """
-    records = []
-    for name, key in layer.weights:
-        record = catalog.find(key)
-        if record is None:
-            raise Malformed(
-                f"the file lists the weight {name!r} of layer {layer.name!r}, but has no dataset of that name",
-                file=catalog.path,
-                tensor=key,
-                hint="the file is damaged: save it again",
-            )
-        records.append(record)
-    return records
-
-
-def match_weights(
-    matching: Matching,
-    model: ModelTargets,
-    place: str,
-    targets: Sequence[Target],
-    values: Sequence[Value],
-    *,
-    skip_mismatch: bool,
-) -> None:
-    """Pair values and variables of one layer by position, checking shapes as the library does."""
-    for target, value in zip(targets, values, strict=True):
-        if value.shape == target.shape:
-            matching.assign(value, target)
-            continue
-        if model.library == "tf_keras":
-            text = model.shape_error(target, value.shape)
-            raise Mismatch(text, tensor=value.key, variable=target.name)
-        detail = (
-            f"weight {target.name}. Weight expects shape {target.shape}. Received saved weight with shape {value.shape}"
+def _top_level(context: LegacyContext, stored: SavedLayer) -> tuple[str, Sequence[Target], Sequence[Value]]:
+    own = context.model.top_level(by_name=False)
+    records = context.records(stored)
+    if len(records) != len(own):
+        raise Mismatch(
+            "Weight count mismatch for top-level weights when loading "
+            "weights from file. "
+            f"Model expects {len(own)} top-level weight(s). "
+            f"Received {len(records)} saved top-level weight(s)"
         )
-        if not skip_mismatch:
-            raise Mismatch(f"Shape mismatch in {place}for {detail}", tensor=value.key, variable=target.name)
-        matching.notices.append(Notice(f"Skipping loading weights for {place}due to mismatch in shape for {detail}"))
-        matching.skipped.append(f"{target.name}: shape {target.shape}, saved {value.shape} ({value.key})")
+    convert = context.converter.reshaped
+    values = [convert(record, target.shape) for record, target in zip(records, own, strict=True)]
+    return "top-level model", own, values
 
 
 def _check_count(k: int, layer: LayerTargets, saved_name: str, received: int) -> None:
@@ -141,7 +80,7 @@ def _check_count(k: int, layer: LayerTargets, saved_name: str, received: int) ->
 
 def _count_hint(catalog: Catalog, layers: Sequence[LayerTargets], saved: Sequence[SavedLayer]) -> str:
     if not saved and catalog.format == "keras3":
-        return f"{catalog.path.name} holds Keras 3 weights: name it *.weights.h5 to load it"
+        return f"{catalog.path.name} holds Keras 3 weights: rename it to *.weights.h5 to load it"
     if not layers:
-        return "the model has no weights yet: build it, or call it on some data, first"
+        return "the model has no weights yet: first build it, or call it on some data"
     return "by_name=True loads the layers whose names agree"

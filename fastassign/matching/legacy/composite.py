@@ -1,6 +1,7 @@
 """The weights inside one composite layer of a legacy file, brought into the order of the model.
 
-By names where they tell (``names``), else by what is left of them (``structure``), else by position, as stock.
+By names where they tell (``weight_names``), else by parts of the names and by shapes (``weight_structure``), else by
+position, as in stock.
 """
 
 from __future__ import annotations
@@ -8,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from fastassign.catalog.catalog import Catalog
 from fastassign.catalog.keras_legacy import SavedLayer
 from fastassign.catalog.records import TensorRecord
 from fastassign.errors import Mismatch
-from fastassign.matching.assignment import Matching
 from fastassign.matching.legacy import weight_names
+from fastassign.matching.legacy.context import LegacyContext
 from fastassign.matching.legacy.saved_order import parts_in_order
 from fastassign.matching.legacy.weight_structure import Ambiguous, order_by_structure
 from fastassign.targets.target import LayerTargets, ModelTargets
@@ -22,24 +22,17 @@ _SHOWN = 8
 
 
 def reorder(
-    matching: Matching,
-    model: ModelTargets,
-    layer: LayerTargets,
-    catalog: Catalog,
-    saved: SavedLayer,
-    records: list[TensorRecord],
+    context: LegacyContext, layer: LayerTargets, stored: SavedLayer, records: list[TensorRecord]
 ) -> list[TensorRecord]:
     """Return the records of a composite layer in the order of its variables.
 
     Parameters
     ----------
-    matching : Matching
-        Is told of what stands at other positions.
-    model, layer
-        The model, and the layer of it.
-    catalog : Catalog
-        The file.
-    saved : SavedLayer
+    context : LegacyContext
+        Its builder gets a note where weights stand at other positions.
+    layer : LayerTargets
+        The layer of the model.
+    stored : SavedLayer
         The saved layer, with its weights in the order of ``records``.
     records : list of TensorRecord
         The weights in the order of the file.
@@ -49,18 +42,20 @@ def reorder(
     Mismatch
         There are several ways to load them, and neither names nor shapes tell which is right.
     """
-    stored = [name for name, _ in saved.weights]
-    order = weight_names.permutation(stored, [target.name for target in layer.targets])
+    names = [name for name, _ in stored.weights]
+    order = weight_names.permutation(names, [target.name for target in layer.targets])
     how = "matched by name"
     if order is None:
-        order = _by_structure(model, layer, stored, records, partial(parts_in_order, catalog, saved.name))
-        how = "told by what is left of their names"
+        order = _by_structure(
+            context.model, layer, names, records, partial(parts_in_order, context.catalog, stored.name)
+        )
+        how = "matched by parts of their names and their shapes"
     if order is None or order == list(range(len(records))):
         return records
     reordered = [records[position] for position in order]
     if any(record.shape != target.shape for record, target in zip(reordered, layer.targets, strict=True)):
         return records
-    matching.repaired.append(
+    context.builder.note_repair(
         f"layer {layer.name}: {sum(a is not b for a, b in zip(records, reordered, strict=True))} weights stand at "
         f"other positions in the file than in the model (trainable differs) and were {how}"
     )
@@ -70,7 +65,7 @@ def reorder(
 def _by_structure(
     model: ModelTargets,
     layer: LayerTargets,
-    stored: Sequence[str],
+    names: Sequence[str],
     records: Sequence[TensorRecord],
     in_order: Callable[[Sequence[str]], list[str] | None],
 ) -> list[int] | None:
@@ -81,22 +76,23 @@ def _by_structure(
     present = [(target.name, target.shape) for target in layer.targets]
     try:
         return order_by_structure(
-            [(name, record.shape) for name, record in zip(stored, records, strict=True)], present, thawed, in_order
+            [(name, record.shape) for name, record in zip(names, records, strict=True)], present, thawed, in_order
         )
     except Ambiguous as error:
         raise Mismatch(
-            f"layer {layer.name}: the names in the file are not those in the model, and what is frozen differs, so "
-            "that weights of the same shape can't be told apart:\n" + "\n".join(_candidates(layer, stored, records)),
+            f"layer {layer.name}: its weights have other names in the file than in the model, and other layers inside "
+            "it are frozen, so that weights of the same shape can't be told apart:\n"
+            + "\n".join(_candidates(layer, names, records)),
             variable=layer.targets[0].name,
-            hint="give the layers inside the names that they have in the file, or bring `trainable` of each to what it "
-            'was when the file was saved and load with LoadOptions(match="stock"), which goes by position',
+            hint="give the layers inside the names that they have in the file; or set `trainable` of each to its value "
+            'when the file was saved, and load with LoadOptions(match="stock"), which goes by position',
         ) from error
 
 
-def _candidates(layer: LayerTargets, stored: Sequence[str], records: Sequence[TensorRecord]) -> list[str]:
+def _candidates(layer: LayerTargets, names: Sequence[str], records: Sequence[TensorRecord]) -> list[str]:
     lines = []
     for target in layer.targets:
-        alike = [name for name, record in zip(stored, records, strict=True) if record.shape == target.shape]
+        alike = [name for name, record in zip(names, records, strict=True) if record.shape == target.shape]
         if len(alike) > 1:
             more = ", ..." if len(alike) > _SHOWN else ""
             lines.append(f"{target.name} {target.shape}: {', '.join(alike[:_SHOWN])}{more}")

@@ -1,6 +1,6 @@
 """The order in which the layers of a nested model were made, from the model's configuration in a whole-model file.
 
-Only where names and shapes do not tell: reading it means opening the file once more.
+Used only where names and shapes do not determine it, since reading the configuration opens the file once more.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from fastassign.catalog.catalog import Catalog
 
 
 def parts_in_order(catalog: Catalog, layer: str, parts: Sequence[str]) -> list[str] | None:
-    """Sort the layers inside a saved layer as they stand in the saved model, whatever was frozen.
+    """Sort the layers inside a saved layer into their order in the saved model, which freezing does not change.
 
     Parameters
     ----------
@@ -22,12 +22,12 @@ def parts_in_order(catalog: Catalog, layer: str, parts: Sequence[str]) -> list[s
     layer : str
         The name of the saved layer.
     parts : sequence of str
-        What its weights' names have in front of the last part: ``base/dense_3``, or ``dense_3``.
+        The names of its weights without the last part: ``base/dense_3``, or ``dense_3``.
 
     Returns
     -------
     list of str or None
-        ``None`` where the file has no configuration, or it does not tell.
+        ``None`` if the file has no configuration, or one that does not determine the order.
     """
     text = catalog.root_text("model_config")
     try:
@@ -47,7 +47,7 @@ def parts_in_order(catalog: Catalog, layer: str, parts: Sequence[str]) -> list[s
 
 
 def _inner(entry: Any, layer: str) -> Iterator[str]:
-    """Yield the names of all layers without layers of their own that are inside the given one."""
+    """Yield the names of the innermost layers inside the given one."""
     for each in _layers(entry):
         if _name(each) == layer:
             yield from _leaves(each)
@@ -63,7 +63,7 @@ def _leaves(entry: Any) -> Iterator[str]:
 
 def _layers(entry: Any) -> list[Any]:
     config = entry.get("config") if isinstance(entry, dict) else None
-    # Sequential models of Keras 2.0 and 2.1 have the list itself.
+    # In Sequential models of Keras 2.0 and 2.1 the configuration is the list itself.
     layers = config.get("layers") if isinstance(config, dict) else config
     return layers if isinstance(layers, list) else []
 

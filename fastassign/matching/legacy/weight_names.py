@@ -1,9 +1,9 @@
-"""The order of the weights inside a composite layer, told by their names.
+"""The order of the weights inside a composite layer, found by their names.
 
 A legacy file lists the weights of a layer as trainable ones, then the others. If a layer inside was frozen when
 the file was saved and is not now (or the reverse), the positions shift, and stock assigns weights to the wrong
-variables whenever the shapes allow it. The names in the file do not shift, once the parts that depend on the
-history of the process are taken out of them:
+variables whenever the shapes allow it (docs/internals/keras.md, section 3). The names in the file do not shift, once
+the parts that depend on the history of the process are removed from them:
 
 * ``:0``, which TensorFlow appends;
 * the leading path components that all names of the layer share;
@@ -33,7 +33,7 @@ def permutation(saved: Sequence[str], present: Sequence[str]) -> list[int] | Non
     Returns
     -------
     list of int or None
-        For each variable the position of its weight in the file; ``None`` where names do not tell.
+        For each variable the position of its weight in the file; ``None`` if names do not determine it.
     """
     saved_keys, present_keys = canonical(saved), canonical(present)
     positions = {key: position for position, key in enumerate(saved_keys)}
@@ -43,7 +43,7 @@ def permutation(saved: Sequence[str], present: Sequence[str]) -> list[int] | Non
 
 
 def canonical(names: Sequence[str]) -> list[Key]:
-    """Return the names of one layer's weights without what depends on the process that made them."""
+    """Return the names of one layer's weights without the parts that depend on the process that made them."""
     paths = [name.removesuffix(":0").split("/") for name in names]
     while len(paths) > 1 and all(len(path) > 1 for path in paths) and len({path[0] for path in paths}) == 1:
         paths = [path[1:] for path in paths]

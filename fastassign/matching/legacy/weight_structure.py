@@ -1,13 +1,14 @@
-"""The order of the weights inside a composite layer, where the names do not tell.
+"""The order of the weights inside a composite layer, where whole names do not determine it.
 
-The layers inside were renamed since, so names can't be compared as wholes. What is left of them: which weights
-belong together (the same path but for the last part), and their roles (the last part: ``kernel``, ``gamma``).
-Freezing moves whole runs of a layer's weights; it never tears a layer apart or exchanges roles. So
+The layers inside have been renamed, so whole names can't be compared. Names still tell two things: which weights
+belong together (those with the same path but for the last part), and their roles (the last part: ``kernel``,
+``gamma``). Freezing moves whole runs of a layer's weights; it never splits a layer or exchanges roles. So
 
-* a layer inside with roles and shapes that no other has is found wherever it stands;
+* a layer inside with roles and shapes that no other has is found at any position;
 * where the file also has the model's configuration, the order of the layers in it counts;
-* else, among layers that look alike, positions count, if they leave no layer torn and if the model's own order does not
-  depend on what is frozen in it now. Otherwise there are several ways to load the file, and no way to know.
+* else, among layers that look alike, positions count, if they split no layer and if the model's own order does not
+  depend on the layers that are frozen in it now. Otherwise there are several ways to load the file, and no way to
+  choose.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Weights: TypeAlias = Sequence[tuple[str, Shape]]
 
 
 class Ambiguous(Exception):
-    """There are several ways to load the weights, and nothing tells them apart."""
+    """There are several ways to load the weights, and nothing to choose by."""
 
 
 def order_by_structure(
@@ -30,7 +31,7 @@ def order_by_structure(
     thawed: Sequence[int],
     in_order: Callable[[Sequence[str]], Sequence[str] | None] = lambda _: None,
 ) -> list[int] | None:
-    """Find the saved weight for each variable from shapes, roles and what belongs together.
+    """Find the saved weight for each variable by shapes, by roles and by which weights belong together.
 
     Parameters
     ----------
@@ -41,7 +42,7 @@ def order_by_structure(
     thawed : sequence of int
         The variables, as indices into ``present``, in the order that they have when nothing is frozen.
     in_order : callable
-        Sorts what the names of the file have in front of their last part as the saved model has it, if that is known.
+        Sorts the paths of the file, names without their last part, into the order of the saved model, if it is known.
 
     Returns
     -------
@@ -90,7 +91,7 @@ def _role(name: str) -> str:
 
 
 def _by_unique_parts(saved: Weights, present: Weights) -> list[int] | None:
-    """Match part by part, if each looks different from all others and both sides have the same ones."""
+    """Match part by part, if no two parts look alike and both sides have the same parts."""
     sides = []
     for weights in (saved, present):
         looks = {}
@@ -136,10 +137,10 @@ def _shapes_fit(saved: Weights, present: Weights, way: Sequence[int]) -> bool:
 
 
 def _parts_fit(saved: Weights, present: Weights, way: Sequence[int]) -> bool:
-    """Whether a way to load the weights keeps roles, and keeps together what belongs together.
+    """Whether a way to load the weights keeps their roles, and keeps weights together that belong together.
 
-    Where the two sides do not even have the same roles or parts (another version of Keras named them), that says
-    nothing against it.
+    Where the two sides do not even have the same roles or parts (another version of Keras named them), there is nothing
+    to compare, and the way counts as one that does.
     """
     roles = [[_role(name) for name, _ in weights] for weights in (saved, present)]
     if Counter(roles[0]) == Counter(roles[1]) and [roles[0][position] for position in way] != roles[1]:

@@ -1,1 +1,1 @@
-"""A mismatch explained: both sides aligned, and the call that loads what fits."""
+"""A mismatch explained: both sides aligned, and the call that loads the layers that fit."""

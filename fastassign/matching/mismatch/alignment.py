@@ -1,4 +1,4 @@
-"""Which part of a file is which part of a model, as far as names and shapes tell: a guess, to explain a mismatch."""
+"""Parts of a file paired with parts of a model by names and shapes: a guess that explains a mismatch."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _MOST_COMPARED = 1000
 
 @dataclass(frozen=True, slots=True)
 class WeightGroup:
-    """A layer of a legacy file, or an object of a Keras 3 file; or their like in a model.
+    """A layer of a legacy file, or an object of a Keras 3 file; or the same in a model.
 
     Attributes
     ----------
     name : str
         The layer's name, or the path in the file.
     weights : tuple of (str, shape)
-        Names below it, and shapes.
+        The names below it, and the shapes.
     patterns : tuple of str
-        In a model: what fits all of it, and nothing else.
+        In a model: patterns that match the whole group, and nothing else.
     """
 
     name: str
@@ -46,15 +46,15 @@ _Stems: TypeAlias = dict[str, list[str]]
 
 
 def pair(saved: Sequence[WeightGroup], present: Sequence[WeightGroup], *, by_rank: bool) -> list[Pair]:
-    """Pair the parts of both sides, in the order of the model; what is left alone on a side comes with ``None``.
+    """Pair the parts of both sides, in the order of the model; a part without a counterpart comes with ``None``.
 
     Parameters
     ----------
     saved, present : sequence of WeightGroup
-        The file's, and the model's.
+        The parts of the file, and those of the model.
     by_rank : bool
-        Whether ``dense_3`` and ``dense_4`` of the one may be ``dense_7`` and ``dense_8`` of the other, as with
-        automatic names, which go on counting as long as the process lives.
+        Whether ``dense_3`` and ``dense_4`` on one side may be ``dense_7`` and ``dense_8`` on the other: automatic names
+        are counted on as long as the process lives.
     """
     matched: dict[int, int] = {}
     stems = (_by_stem(saved), _by_stem(present)) if by_rank else ({}, {})
@@ -76,7 +76,7 @@ def pair(saved: Sequence[WeightGroup], present: Sequence[WeightGroup], *, by_ran
 
 
 def _names(parts: Sequence[WeightGroup], stems: tuple[_Stems, _Stems], side: int) -> list[Any]:
-    """Return what parts are known by: their names, or the rank of it where counters have moved on."""
+    """Return the keys to compare parts by: their names, or the ranks of these where counters have moved on."""
     known: list[Any] = []
     for part in parts:
         stem, _ = weight_names.split(part.name)
@@ -118,7 +118,7 @@ def _left(
 
 
 def _join_alike(matched: dict[int, int], saved: Sequence[WeightGroup], present: Sequence[WeightGroup]) -> None:
-    """Pair what has the same shapes: by order where there are as many on both sides, else by the nearest names."""
+    """Pair parts with the same shapes: by order if both sides have as many, else by the nearest names."""
     left = _left(matched, saved, present)
     for look in {present[j].look: None for j in left[1]}:
         one = [i for i in left[0] if saved[i].look == look]

@@ -1,4 +1,4 @@
-"""The diff that explains a mismatch: file and model side by side, and the call that would load what fits."""
+"""The diff that explains a mismatch: file and model side by side, and the call that would load the layers that fit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MOST_ROWS, _MOST_SHAPES, _MOST_NAMES, _WIDTH = 20, 3, 6, 44
 
 
 class Row(NamedTuple):
-    """One line: a name and its shapes in the file, the same in the model, and what is wrong with the two."""
+    """One line: a name and its shapes in the file, the same in the model, and how the two differ."""
 
     saved: str
     saved_shape: str
@@ -25,20 +25,20 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Diff:
-    """What differs between a file and a model. ``print`` it.
+    """The differences between a file and a model; ``print`` it.
 
-    What is called differently on the two sides is paired by shapes and the nearest names, which is a guess.
+    Layers with different names on the two sides are paired by shapes and the nearest names, which is a guess.
 
     Attributes
     ----------
     rows : tuple of Row
         Each layer, or weight of it, that is not the same on both sides.
     equal : int
-        How many layers are.
+        How many layers are the same.
     rename : mapping of str to (str or None)
         For ``LoadOptions(rename=...)``: the layers that only have another name.
     exclude : tuple of str
-        For ``LoadOptions(exclude=...)``: what the file does not have, or not in that shape.
+        For ``LoadOptions(exclude=...)``: the layers that the file does not have, or not in that shape.
     loads : int
         How many layers a load with both would fill.
     """
@@ -51,7 +51,7 @@ class Diff:
 
     @property
     def call(self) -> str:
-        """The call that loads all that fits; empty where no call of this kind helps."""
+        """The call that loads everything that fits; empty where no call of this kind helps."""
         if not self.loads or not (self.rename or self.exclude):
             return ""
         options = []
@@ -64,7 +64,7 @@ class Diff:
         return f"fa.load_weights(model, path, options=fa.LoadOptions({', '.join(options)}))"
 
     def __str__(self) -> str:
-        """Draw the rows as a table, the first of them if there are many."""
+        """Return the rows as a table, only the first ones if there are many."""
         head = Row("in the file", "shape", "in the model", "shape", "")
         shown = [head, *(Row(*(_clipped(printable(cell)) for cell in row)) for row in self.rows[:_MOST_ROWS])]
         widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
@@ -81,15 +81,15 @@ def make_diff(saved: Sequence[WeightGroup], present: Sequence[WeightGroup], *, b
     Parameters
     ----------
     saved, present : sequence of WeightGroup
-        The file's, and the model's.
+        The parts of the file, and those of the model.
     by_rank : bool
-        Whether automatic names may have gone on counting: those of layers do, paths in Keras 3 files do not.
+        Whether the counters in automatic names may differ: those of layers do, paths in Keras 3 files do not.
     """
     pairs = pair(saved, present, by_rank=by_rank)
     fitting = [(one, other) for one, other in pairs if one is not None and other is not None and one.look == other.look]
     fits = {other.name for _, other in fitting}
     rename: dict[str, str | None] = {one.name: other.name for one, other in fitting if one.name != other.name}
-    # What would get a name that a renamed one has now is not wanted.
+    # A layer of the file whose own name goes to a renamed one is left out.
     for part in saved:
         if part.name in rename.values() and part.name not in rename:
             rename[part.name] = None

@@ -10,36 +10,36 @@ from fastassign.catalog.catalog import Catalog
 from fastassign.catalog.keras_legacy import is_legacy, read_legacy
 from fastassign.catalog.records import TensorRecord
 from fastassign.errors import Mismatch
-from fastassign.matching.assignment import Matching
+from fastassign.matching.builder import MatchingBuilder
 from fastassign.targets.target import Target
 
 if TYPE_CHECKING:
     from fastassign.targets.bare import BareTargets
 
 
-def match_by_key(variables: BareTargets, catalog: Catalog, *, skip_mismatch: bool) -> Matching:
-    """Match variables to tensors: by the whole HDF5 path, else by the end of it where only one ends like that.
+def match_by_key(variables: BareTargets, catalog: Catalog, *, skip_mismatch: bool) -> MatchingBuilder:
+    """Match variables to tensors: by the whole HDF5 path, else by the end of the path if only one tensor has that end.
 
-    TensorFlow's output number (``":0"``) counts neither in the file nor in the name. In a file with layers
-    (legacy), only their weights count, not the optimizer's.
+    TensorFlow's output number (``":0"``) is ignored in the file and in the name. In a legacy file only the weights of
+    the layers count, not the optimizer's.
 
     Raises
     ------
     Mismatch
-        A variable has no tensor, more than one, or one of another shape; all of them are named.
+        A variable has no tensor, more than one, or one of another shape; the text names all such variables.
     """
-    matching = Matching(library=variables.library, layout="named")
+    builder = MatchingBuilder(variables.library, "named")
     ends = _by_end(_weights(catalog))
     problems: list[str] = []
     first: Mismatch | None = None
     for name in variables.named:
         try:
             record = _record(name, ends, catalog)
-            matching.assign(record, _target(name, variables, record))
+            builder.assign(record, _target(name, variables, record))
         except Mismatch as error:
             first = first or error
             problems.append(str(error))
-            matching.skipped.append(str(error))
+            builder.skip(str(error))
     if first is not None and not skip_mismatch:
         if len(problems) == 1:
             raise first
@@ -48,7 +48,7 @@ def match_by_key(variables: BareTargets, catalog: Catalog, *, skip_mismatch: boo
             variable=first.variable,
             hint=first.hint,
         )
-    return matching
+    return builder
 
 
 def _weights(catalog: Catalog) -> Iterable[TensorRecord]:
@@ -73,7 +73,7 @@ def _plain(name: str) -> str:
 
 
 def _record(name: str, ends: dict[str, list[TensorRecord]], catalog: Catalog) -> TensorRecord:
-    # What the policy refuses is not among the records: asking for it by its path raises.
+    # A tensor that the policy refuses is not among the records: looking it up by its path raises an error.
     exact = catalog.find(name) or catalog.find(_plain(name))
     if exact is not None:
         return exact
@@ -85,15 +85,16 @@ def _record(name: str, ends: dict[str, list[TensorRecord]], catalog: Catalog) ->
         return found[0]
     if found:
         raise Mismatch(
-            f"{name}: {len(found)} tensors of the file end like that: {', '.join(record.key for record in found[:5])}",
+            f"{name}: {len(found)} tensors of the file have a path that ends so: "
+            + ", ".join(record.key for record in found[:5]),
             variable=name,
             hint="pass a mapping with the whole path: {path in the file: variable, ...}",
         )
     near = difflib.get_close_matches(_plain(name), ends, n=3)
     raise Mismatch(
-        f"{name}: no tensor of the file is called that" + (f"; near: {', '.join(near)}" if near else ""),
+        f"{name}: no tensor of the file has this name" + (f"; near: {', '.join(near)}" if near else ""),
         variable=name,
-        hint=f"list what is there with: fastassign inspect {catalog.path}",
+        hint=f"list the tensors of the file with: fastassign inspect {catalog.path}",
     )
 
 
@@ -101,7 +102,7 @@ def _target(name: str, variables: BareTargets, record: TensorRecord) -> Target:
     target = variables.target(name, record.shape)
     if target.shape != record.shape:
         raise Mismatch(
-            f"{name}: the variable's shape is {variables.static_shape(name)}, that of {record.key} in the file "
+            f"{name}: the variable has shape {variables.static_shape(name)}, and {record.key} in the file has shape "
             f"{record.shape}",
             tensor=record.key,
             variable=name,

@@ -1,4 +1,4 @@
-"""Variables that the caller has paired with values himself."""
+"""Variables that the caller has paired with values."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from fastassign.catalog.memory import ArrayRecord, ArraysInMemory
 from fastassign.catalog.origin import Origin
 from fastassign.errors import Mismatch
 from fastassign.matching.assignment import Matching
+from fastassign.matching.builder import MatchingBuilder
 from fastassign.targets.bare import check_numeric
 from fastassign.targets.target import Target
 from fastassign.targets.variables import any_target, may_use_handles, numpy_dtype_of, shape_error
 
-# Kinds of numpy dtypes that no number comes from: objects, texts, dates.
+# Kinds of numpy dtypes whose values are not numbers: objects, strings, dates.
 _NO_NUMBERS = frozenset("OSUMm")
 
 
@@ -36,41 +37,38 @@ def match_pairs(pairs: Iterable[tuple[Any, Any]]) -> list[tuple[Origin, Matching
     Raises
     ------
     Mismatch
-        A value has another shape than its variable, or is no number; the text for shapes is that of the library's
+        A value has another shape than its variable, or is not a number; the text for shapes is that of the library's
         own ``assign``.
     Unsupported
         A variable of strings.
     TypeError
-        Something is no variable.
+        Something is not a variable.
     """
     handles = may_use_handles()
-    arrays = Matching(library="tensorflow", layout="named")
-    matchings: dict[int, tuple[Origin, Matching]] = {}
+    arrays: MatchingBuilder | None = None
+    files: dict[int, tuple[Catalog, MatchingBuilder]] = {}
     last = {id(_storage(variable)): (variable, value) for variable, value in pairs}
     for position, (variable, value) in enumerate(last.values()):
         if isinstance(value, CatalogEntry):
             record = value.record
-            _matching(matchings, value.catalog).assign(
-                record, _target(variable, record.shape, record.key, handles=handles)
-            )
+            if id(value.catalog) not in files:
+                files[id(value.catalog)] = (value.catalog, MatchingBuilder("tensorflow", "named"))
+            _, builder = files[id(value.catalog)]
+            builder.assign(record, _target(variable, record.shape, record.key, handles=handles))
         else:
+            arrays = arrays or MatchingBuilder("tensorflow", "named")
             array = np.asarray(value)
             key = f"array {position}"
             target = _target(variable, array.shape, key, handles=handles)
             arrays.assign_array(_array_record(key, array, target), target)
-    if arrays.assignments:
-        matchings[0] = (ArraysInMemory(), arrays)
-    return list(matchings.values())
-
-
-def _matching(matchings: dict[int, tuple[Origin, Matching]], catalog: Catalog) -> Matching:
-    if id(catalog) not in matchings:
-        matchings[id(catalog)] = (catalog, Matching(library="tensorflow", layout="named"))
-    return matchings[id(catalog)][1]
+    matchings: list[tuple[Origin, Matching]] = [(catalog, builder.build()) for catalog, builder in files.values()]
+    if arrays is not None:
+        matchings.append((ArraysInMemory(), arrays.build()))
+    return matchings
 
 
 def _storage(variable: Any) -> Any:
-    """Return what a variable of Keras stands for: both are one, whichever of them comes in a pair."""
+    """Return the variable behind one of Keras, so that a pair with either of them is the same pair."""
     inner = getattr(variable, "_value" if hasattr(variable, "path") else "_variable", None)
     return variable if inner is None else inner
 
@@ -85,13 +83,13 @@ def _target(variable: Any, shape: tuple[int, ...], key: str, *, handles: bool) -
 
 def _array_record(key: str, array: np.ndarray[Any, Any], target: Target) -> ArrayRecord:
     wanted = numpy_dtype_of(target.dtype)
-    # Records are void too, by type; so are the dtypes of ml_dtypes, by kind.
+    # The test for structured dtypes is by type, because the dtypes of ml_dtypes are of the kind void as well.
     if array.dtype.kind in _NO_NUMBERS or array.dtype.type is np.void:
         raise Mismatch(
             f"an array of dtype {array.dtype} can't become a value of {target.name}, which is {target.dtype}",
             tensor=key,
             variable=target.name,
         )
-    # Another byte order is no cast: the values stay what they are.
+    # Another byte order is not a cast: the values stay the same.
     detail = "" if array.dtype.newbyteorder("=") == wanted else f"cast from {array.dtype.name}"
     return ArrayRecord(key, array, array.shape, array.size * wanted.itemsize, detail)

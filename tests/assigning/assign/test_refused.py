@@ -118,7 +118,7 @@ def test_opaque_bytes_without_meaning(files):
 )  # fmt: skip
 def test_what_is_no_variable(thing):
     good = variable()
-    with pytest.raises(TypeError, match="is no variable"):
+    with pytest.raises(TypeError, match="is not a variable"):
         fa.assign([(good, values()), (thing, values())])
     assert not read(good).any()
 
