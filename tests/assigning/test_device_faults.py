@@ -374,9 +374,11 @@ class TestThreads:
             try:
                 for route in ("direct", "fused", "auto"):
                     both.wait()
-                    cards.reset(models[number])
+                    with driver.ops:
+                        cards.reset(models[number])
                     fa.load_weights(models[number], paths[number], options=tiny(route=route))
-                    assert_loaded(models[number], (new, other)[number])
+                    with driver.ops:
+                        assert_loaded(models[number], (new, other)[number])
             except BaseException as error:  # noqa: BLE001 - told below
                 errors.append(error)
                 both.abort()

@@ -62,6 +62,8 @@ class SimulatedDriver:
         self.pool = None
         self.is_lost = False
         self.lock_calls = 0
+        # Held by a thread that runs TensorFlow's ops on a simulated device.
+        self.ops = threading.RLock()
         self._state = threading.RLock()
 
     # What fastassign calls.
@@ -317,7 +319,17 @@ def simulated(monkeypatch, **how):
         driver.events.append(("address", where))
         return locate(tensor, where)
 
+    placed = tensors.placed
+
+    @contextmanager
+    def alone(device):
+        # TensorFlow mixes up the inputs of ops that two threads run on one logical CPU device other than the first
+        # (docs/internals/tensorflow.md, section 9); on a GPU it does not.
+        with driver.ops, placed(device):
+            yield
+
     with monkeypatch.context() as patch:
+        patch.setattr(tensors, "placed", alone)
         set_runtime(patch, find_driver=lambda: driver, staging=pool, make_source=driver.watched())
         patch.setattr(tensors, "empty", empty)
         patch.setattr(tensors, "address", address)
