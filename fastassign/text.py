@@ -1,8 +1,97 @@
-"""Text for a terminal."""
+"""Text for a terminal: lines without control characters, tables that fit its width."""
 
 from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Collection, Sequence
+
+_GAP = "  "
+# Where a line starts that continues the one above.
+_INDENT = "    "
+# Narrower columns than this say nothing any more, however narrow the terminal.
+_LEAST = 8
 
 
 def printable(text: str) -> str:
     """Return a line without what a terminal takes for commands: names come from files that are not trusted."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def line_width() -> int:
+    """Return the columns of the terminal, or ``COLUMNS``; 80 where output goes elsewhere."""
+    return shutil.get_terminal_size((80, 24)).columns
+
+
+def clipped(text: str, width: int) -> str:
+    """Shorten a text in the middle, because names differ at both ends.
+
+    >>> clipped("encoder/block_1/attention/kernel", 20)
+    'encoder/...on/kernel'
+    """
+    if len(text) <= width:
+        return text
+    kept = max(width - 3, 2)
+    return f"{text[: kept // 2]}...{text[len(text) - (kept + 1) // 2 :]}"
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """Break a text into lines between its words; words longer than a line are clipped."""
+    words = " ".join(clipped(word, width - len(_INDENT)) for word in printable(text).split(" "))
+    lines = textwrap.wrap(words, width, subsequent_indent=_INDENT, break_long_words=False, break_on_hyphens=False)
+    return lines or [""]
+
+
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[int] = (), width: int | None = None
+) -> str:
+    """Draw a table of one line a row; where it is too wide, the cells of the widest columns are clipped.
+
+    Parameters
+    ----------
+    head : sequence of str
+        The names of the columns.
+    rows : sequence of sequence of str
+        The cells.
+    right : collection of int
+        The columns that are aligned to the right.
+    width : int, optional
+        The columns that a line may take; ``line_width()`` if not given.
+    """
+    lines = [[printable(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    widths = _narrowed(widths, (width or line_width()) - len(_GAP) * (len(widths) - 1))
+    return "\n".join(
+        _GAP.join(
+            clipped(cell, w).rjust(w) if number in right else clipped(cell, w).ljust(w)
+            for number, (cell, w) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def fields(pairs: Sequence[tuple[str, Sequence[str]]], *, width: int | None = None) -> str:
+    """Draw names and what they stand for, each as lines beside its name; lines are wrapped.
+
+    Parameters
+    ----------
+    pairs : sequence of (str, sequence of str)
+        Names, and lines of text.
+    width : int, optional
+        The columns that a line may take; ``line_width()`` if not given.
+    """
+    first = max((len(name) for name, _ in pairs), default=0)
+    room = max((width or line_width()) - first - len(_GAP), 3 * _LEAST)
+    return "\n".join(
+        f"{'' if number else name:{first}}{_GAP}{line}"
+        for name, texts in pairs
+        for number, line in enumerate(line for text in texts for line in wrapped(text, room))
+    )
+
+
+def _narrowed(widths: list[int], room: int) -> list[int]:
+    """Cut the widest columns to one width, so that all fit into the room."""
+    most = max(widths, default=0)
+    while most > _LEAST and sum(min(w, most) for w in widths) > room:
+        most -= 1
+    return [min(w, most) for w in widths]

@@ -29,7 +29,7 @@ from fastassign.planning.ring_budget import RingBudget, lay_lanes, least_for_rin
 from fastassign.planning.routes import Placement, place
 from fastassign.progress import Callback, reporting
 from fastassign.report import Report
-from fastassign.text import printable
+from fastassign.text import printable, table
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -153,15 +153,10 @@ class Plan:
     def __str__(self) -> str:
         """Show the plan as a table, with what is left over on both sides."""
         rows = [(name, shape, dtype, route, key) for name, shape, dtype, route, key, _ in self.rows()]
-        head = ("variable", "shape", "dtype", "route", "from")
-        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)
-        ]
         reads = sum(len(batch.reads) for batch in self.batches)
-        lines.append(
+        lines = [
             f"{len(rows)} tensors, {self.nbytes} bytes in {reads} reads, at most {self.staging_bytes} bytes staged"
-        )
+        ]
         lines += [
             f"{lane.device}: {lane.slots} slots of {lane.slot_bytes} bytes on the way, at most {lane.peak_bytes} bytes "
             "of the device beyond the variables"
@@ -170,7 +165,7 @@ class Plan:
         lines += [f"{route}: {why}" for route, why in self._reasons().items()]
         for label, items in self._leftovers():
             lines += [f"{label}: {item}" for item in items]
-        return "\n".join(map(printable, lines))
+        return "\n".join([table(("variable", "shape", "dtype", "route", "from"), rows), *map(printable, lines)])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON-ready data."""
