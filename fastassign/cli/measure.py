@@ -58,10 +58,11 @@ def bench(
         raise typer.BadParameter(f"{device!r} is not cpu, gpu or gpu:NUMBER", param_hint="--device")
     quiet_tensorflow()
     check_tensorflow()
-    from fastassign.benchmarks.device.suite import PARTS, run_device_suite
+    from fastassign.benchmarks.device.copies import CopySizes
+    from fastassign.benchmarks.device.suite import MEASUREMENTS, run_device_suite
     from fastassign.benchmarks.suite import CASES, run_suite
 
-    known = list(CASES if device == "cpu" else PARTS)
+    known = list(CASES if device == "cpu" else MEASUREMENTS)
     for name in case or ():
         if name not in known:
             text = f"{name!r} is not one of {', '.join(known)} (the cases of --device {device})"
@@ -77,7 +78,7 @@ def bench(
         else:
             # The figures are saved after each step: a failing card can end the process.
             result = run_device_suite(
-                Path(place), device=device, cases=case or (), repeats=repeats, tell=say, save=save
+                Path(place), device=device, cases=case or (), sizes=CopySizes(repeats=repeats), tell=say, save=save
             )
     for each in result.tables:
         show_table(each.title, each.head, each.rows, note=each.note)
