@@ -26,9 +26,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 def inspect(
     file: FileArgument,
     include: Annotated[
-        list[str] | None, typer.Option(help="List only tensors whose path, or its beginning, matches. Repeatable.")
+        list[str] | None, typer.Option(metavar="PATTERN", help="List only tensors below paths that match. Repeatable.")
     ] = None,
-    exclude: Annotated[list[str] | None, typer.Option(help="Leave these tensors out. Repeatable.")] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Leave these tensors out. Repeatable.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the tensors of a weight file: shapes, dtypes, and how they are stored. Needs no TensorFlow."""
@@ -74,10 +76,12 @@ def plan(
         ),
     ] = None,
     include: Annotated[
-        list[str] | None, typer.Option(help="Load only layers and variables that match this pattern. Repeatable.")
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Load only layers and variables that match this pattern. Repeatable."),
     ] = None,
     exclude: Annotated[
-        list[str] | None, typer.Option(help="Leave layers and variables that match as they are. Repeatable.")
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Leave layers and variables that match as they are. Repeatable."),
     ] = None,
     reshape: Annotated[bool, typer.Option("--reshape", help="Reshape arrays of the right size.")] = False,
     by_name: Annotated[bool, typer.Option("--by-name", help="Match the layers of a legacy file by name.")] = False,

@@ -39,7 +39,8 @@ def model_of(source: str) -> Any:
         raise typer.BadParameter(f"{source!r} can't be imported: {error}", param_hint="--model") from error
     if not callable(function):
         raise typer.BadParameter(
-            f"{source} is a {type(function).__name__}, not a function that returns a model", param_hint="--model"
+            f"{source} is not a function that returns a model, but of type {type(function).__name__}",
+            param_hint="--model",
         )
     try:
         model = function()
@@ -51,6 +52,6 @@ def model_of(source: str) -> Any:
         discover(model)
     except TypeError as error:
         raise typer.BadParameter(
-            f"{source} returned a {type(model).__name__}, not a model or variables", param_hint="--model"
+            f"{source} did not return a model, but an object of type {type(model).__name__}", param_hint="--model"
         ) from error
     return model
