@@ -43,9 +43,14 @@ def wrapped(text: str, width: int) -> list[str]:
 
 
 def table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[int] = (), width: int | None = None
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Collection[int] = (),
+    names: Collection[int] = (),
+    width: int | None = None,
 ) -> str:
-    """Draw a table of one line a row; where it is too wide, the cells of the widest columns are clipped.
+    """Draw a table of one line a row; if it is too wide, the widest columns are clipped.
 
     Parameters
     ----------
@@ -55,12 +60,15 @@ def table(
         The cells.
     right : collection of int
         The columns that are aligned to the right.
+    names : collection of int
+        The columns that hold names, which are clipped before the others.
     width : int, optional
         The columns that a line may take; ``line_width()`` if not given.
     """
     lines = [[printable(cell) for cell in row] for row in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    widths = _narrowed(widths, (width or line_width()) - len(_GAP) * (len(widths) - 1))
+    room = (width or line_width()) - len(_GAP) * (len(widths) - 1)
+    widths = _narrowed(_narrowed(widths, room, names), room, range(len(widths)))
     return "\n".join(
         _GAP.join(
             clipped(cell, w).rjust(w) if number in right else clipped(cell, w).ljust(w)
@@ -89,9 +97,11 @@ def fields(pairs: Sequence[tuple[str, Sequence[str]]], *, width: int | None = No
     )
 
 
-def _narrowed(widths: list[int], room: int) -> list[int]:
-    """Cut the widest columns to one width, so that all fit into the room."""
-    most = max(widths, default=0)
-    while most > _LEAST and sum(min(w, most) for w in widths) > room:
+def _narrowed(widths: list[int], room: int, columns: Collection[int]) -> list[int]:
+    """Cut the widest of some columns to one width, so that all columns fit into the room if that is possible."""
+    most = max((widths[number] for number in columns), default=0)
+    found = widths
+    while most > _LEAST and sum(found) > room:
         most -= 1
-    return [min(w, most) for w in widths]
+        found = [min(w, most) if number in columns else w for number, w in enumerate(widths)]
+    return found

@@ -140,7 +140,7 @@ class Catalog(Mapping[str, CatalogEntry]):
     def __str__(self) -> str:
         """List the tensors, one a line."""
         rows = [(r.key, str(r.shape), r.dtype, r.detail or r.encoding) for r in self.contents.records.values()]
-        shown = table(("tensor", "shape", "dtype", "stored"), rows)
+        shown = table(("tensor", "shape", "dtype", "stored"), rows, names=(0,))
         refused = [f"{r.key}  refused: {r.message}" for r in self.contents.refusals.values()]
         return "\n".join([printable(repr(self)[1:-1]), shown, *map(printable, refused)])
 

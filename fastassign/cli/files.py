@@ -54,7 +54,7 @@ def inspect(
     rows = [(r.key, str(r.shape), r.dtype, f"{r.nbytes:,}", r.detail or "contiguous") for r in records]
     of_all = f" of {len(catalog)}" if len(records) < len(catalog) else ""
     title = f"{catalog.path}: {catalog.format} format, {len(records)}{of_all} tensors, {nbytes:,} bytes"
-    show_table(title, ("tensor", "shape", "dtype", "bytes", "stored"), rows, right={3})
+    show_table(title, ("tensor", "shape", "dtype", "bytes", "stored"), rows, right=(3,), names=(0,))
     for refusal in catalog.contents.refusals.values():
         print(printable(f"refused: {refusal.message} (rule {refusal.rule})"))
 

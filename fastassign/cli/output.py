@@ -13,10 +13,11 @@ from fastassign.text import line_width, printable, table, wrapped
 
 def explain(error: FastAssignError) -> None:
     """Print an error to standard error, with its notes."""
-    print(f"{type(error).__name__}: {printable(error.summary)}", file=sys.stderr)
+    lines = f"{type(error).__name__}: {error.summary}".split("\n")
     for note in getattr(error, "__notes__", ()):
         if note != f"file: {error.file}" or str(error.file) not in error.summary:
-            print(textwrap.indent(note, "  "), file=sys.stderr)
+            lines += textwrap.indent(note, "  ").split("\n")
+    print("\n".join(map(printable, lines)), file=sys.stderr)
 
 
 def say(line: str) -> None:
@@ -25,12 +26,18 @@ def say(line: str) -> None:
 
 
 def show_table(
-    title: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, right: Collection[int] = (), note: str = ""
+    title: str,
+    head: tuple[str, ...],
+    rows: Sequence[tuple[str, ...]],
+    *,
+    right: Collection[int] = (),
+    names: Collection[int] = (),
+    note: str = "",
 ) -> None:
-    """Print a table with a line above it, and a note below."""
+    """Print a table (``fastassign.text.table``) with a line above it, and a note below."""
     width = line_width()
-    lines = [*wrapped(title, width), table(head, rows, right=right), *(wrapped(note, width) if note else ())]
-    print("\n".join(lines))
+    below = wrapped(note, width) if note else ()
+    print("\n".join([*wrapped(title, width), table(head, rows, right=right, names=names), *below]))
 
 
 def quiet_tensorflow() -> None:

@@ -165,7 +165,9 @@ class Plan:
         lines += [f"{route}: {why}" for route, why in self._reasons().items()]
         for label, items in self._leftovers():
             lines += [f"{label}: {item}" for item in items]
-        return "\n".join([table(("variable", "shape", "dtype", "route", "from"), rows), *map(printable, lines)])
+        return "\n".join(
+            [table(("variable", "shape", "dtype", "route", "from"), rows, names=(0, 4)), *map(printable, lines)]
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON-ready data."""
