@@ -9,8 +9,8 @@ from collections.abc import Collection, Sequence
 _GAP = "  "
 # Where a line starts that continues the one above.
 _INDENT = "    "
-# Narrower columns than this say nothing any more, however narrow the terminal.
-_LEAST = 8
+# Columns are not made narrower than this, however narrow the terminal: names first, then all.
+_LEAST_NAME, _LEAST = 20, 8
 
 
 def printable(text: str) -> str:
@@ -68,7 +68,8 @@ def table(
     lines = [[printable(cell) for cell in row] for row in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     room = (width or line_width()) - len(_GAP) * (len(widths) - 1)
-    widths = _narrowed(_narrowed(widths, room, names), room, range(len(widths)))
+    widths = _narrowed(widths, room, names, _LEAST_NAME)
+    widths = _narrowed(widths, room, range(len(widths)), _LEAST)
     return "\n".join(
         _GAP.join(
             clipped(cell, w).rjust(w) if number in right else clipped(cell, w).ljust(w)
@@ -97,11 +98,11 @@ def fields(pairs: Sequence[tuple[str, Sequence[str]]], *, width: int | None = No
     )
 
 
-def _narrowed(widths: list[int], room: int, columns: Collection[int]) -> list[int]:
-    """Cut the widest of some columns to one width, so that all columns fit into the room if that is possible."""
+def _narrowed(widths: list[int], room: int, columns: Collection[int], least: int) -> list[int]:
+    """Cut the widest of some columns to one width, so that all columns fit into the room, as far as that helps."""
     most = max((widths[number] for number in columns), default=0)
     found = widths
-    while most > _LEAST and sum(found) > room:
+    while most > least and sum(found) > room:
         most -= 1
         found = [min(w, most) if number in columns else w for number, w in enumerate(widths)]
     return found
