@@ -14,7 +14,7 @@ _LEAST_NAME, _LEAST = 20, 8
 
 
 def printable(text: str) -> str:
-    """Return a line without what a terminal takes for commands: names come from files that are not trusted."""
+    """Escape characters that a terminal would take for commands, because names come from untrusted files."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
