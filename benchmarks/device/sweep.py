@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import fastassign
@@ -20,7 +19,7 @@ HEAD = ("options", "load; repeated s", "GB/s", "of pinned")
 _MiB = 1 << 20
 
 # Options to change, one after the other; all others have their defaults.
-KNOBS: Sequence[Mapping[str, int]] = (
+KNOBS: Sequence[Mapping[str, Any]] = (
     *({"threads": count} for count in (1, 2, 4, 8, 12, 16)),
     *({"slot_bytes": size * _MiB} for size in (2, 4, 8, 16, 32)),
     *({"window_bytes": size * _MiB} for size in (64, 128, 256, 512, 1024, 2048)),
@@ -60,9 +59,9 @@ def measure_sweep(subject: Subject, sizes: CopySizes, steps: Steps) -> list[dict
     return rows
 
 
-def _changed(subject: Subject, knobs: Mapping[str, int], repeats: int) -> dict[str, Any]:
+def _changed(subject: Subject, knobs: Mapping[str, Any], repeats: int) -> dict[str, Any]:
     STAGING.release()
-    options = LoadOptions(device=replace(DeviceOptions(), **knobs))
+    options = LoadOptions(device=DeviceOptions(**knobs))
 
     def load() -> None:
         fastassign.load_weights(subject.model, subject.path, options=options)

@@ -187,11 +187,11 @@ def _translated(file: WeightFile, key: str | None = None) -> Iterator[None]:
             hint = "the file was cut short while it was written or copied: copy or save it again"
             summary = f"the file ends too early: {file.path}"
             raise Truncated(text, file=file.path, hint=hint, summary=summary) from error
-        hint, summary = None, None
         if "file signature not found" in text:
             hint = "an empty or half-written download looks like this: copy or save the file again"
             summary = f"not an HDF5 file: {file.path}"
-        raise Malformed(text, file=file.path, tensor=key, hint=hint, summary=summary) from error
+            raise Malformed(text, file=file.path, tensor=key, hint=hint, summary=summary) from error
+        raise Malformed(text, file=file.path, tensor=key) from error
 
 
 class _Walk:

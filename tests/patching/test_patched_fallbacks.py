@@ -89,7 +89,7 @@ def test_a_whole_model_that_is_called_like_weights(tmp_path):
     for k in LIBRARIES.values():
         told_why(
             lambda k=k: k.models.load_model(tmp_path / "x.weights.h5", compile=False),
-            "for one of Keras 3's",
+            "in the format of Keras 3",
             ours=int(k is tf_keras),
         )
 
