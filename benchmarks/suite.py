@@ -142,9 +142,7 @@ def _swap(case: str, folder: Path, repeats: int, tell: Tell) -> list[Table]:
             for path in paths:
                 path.unlink()
     title = "Weights swapped by a Loader, two files in turn, page cache warm (medians)"
-    note = (
-        "Shares: Loader.load; load_async. The warm limit is reading the file, in parallel, into memory that was used."
-    )
+    note = "Shares: Loader.load; load_async. The warm limit is to read the file in parallel into memory that was used."
     return [Table("swap", title, swap.SWAP_HEAD, [c.row for c in found], [c.to_dict() for c in found], note)]
 
 
@@ -157,9 +155,8 @@ def _serve(case: str, folder: Path, repeats: int, tell: Tell) -> list[Table]:
     for path in paths:
         path.unlink()
     title = f"Calls of a model ({found.case}) while its weights are swapped by load_async"
-    return [
-        Table("serve", title, swap.SERVE_HEAD, found.rows, [found.to_dict()], f"slowest / slowest: {found.ratio:.2f}")
-    ]
+    note = f"The slowest call during a swap took {found.ratio:.2f} times as long as the slowest of the others."
+    return [Table("serve", title, swap.SERVE_HEAD, found.rows, [found.to_dict()], note)]
 
 
 def _whole(case: str, folder: Path, repeats: int, tell: Tell) -> list[Table]:

@@ -9,8 +9,8 @@ from collections.abc import Collection, Sequence
 _GAP = "  "
 # Where a line starts that continues the one above.
 _INDENT = "    "
-# Columns are not made narrower than this, however narrow the terminal: names first, then all.
-_LEAST_NAME, _LEAST = 20, 8
+# Columns are not made narrower than this, however narrow the terminal.
+_LEAST = 10
 
 
 def printable(text: str) -> str:
@@ -35,10 +35,10 @@ def clipped(text: str, width: int) -> str:
     return f"{text[: kept // 2]}...{text[len(text) - (kept + 1) // 2 :]}"
 
 
-def wrapped(text: str, width: int) -> list[str]:
-    """Break a text into lines between its words; words longer than a line are clipped."""
-    words = " ".join(clipped(word, width - len(_INDENT)) for word in printable(text).split(" "))
-    lines = textwrap.wrap(words, width, subsequent_indent=_INDENT, break_long_words=False, break_on_hyphens=False)
+def wrapped(text: str, width: int, indent: str = "") -> list[str]:
+    """Break a text into lines between its words, the later ones indented; words longer than a line are clipped."""
+    words = " ".join(clipped(word, width - len(indent)) for word in printable(text).split(" "))
+    lines = textwrap.wrap(words, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
     return lines or [""]
 
 
@@ -68,8 +68,8 @@ def table(
     lines = [[printable(cell) for cell in row] for row in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     room = (width or line_width()) - len(_GAP) * (len(widths) - 1)
-    widths = _narrowed(widths, room, names, _LEAST_NAME)
-    widths = _narrowed(widths, room, range(len(widths)), _LEAST)
+    widths = _narrowed(widths, room, names)
+    widths = _narrowed(widths, room, range(len(widths)))
     return "\n".join(
         _GAP.join(
             clipped(cell, w).rjust(w) if number in right else clipped(cell, w).ljust(w)
@@ -90,19 +90,19 @@ def fields(pairs: Sequence[tuple[str, Sequence[str]]], *, width: int | None = No
         The columns that a line may take; ``line_width()`` if not given.
     """
     first = max((len(name) for name, _ in pairs), default=0)
-    room = max((width or line_width()) - first - len(_GAP), 3 * _LEAST)
+    room = max((width or line_width()) - first - len(_GAP), 2 * _LEAST)
     return "\n".join(
         f"{'' if number else name:{first}}{_GAP}{line}"
         for name, texts in pairs
-        for number, line in enumerate(line for text in texts for line in wrapped(text, room))
+        for number, line in enumerate(line for text in texts for line in wrapped(text, room, _INDENT))
     )
 
 
-def _narrowed(widths: list[int], room: int, columns: Collection[int], least: int) -> list[int]:
+def _narrowed(widths: list[int], room: int, columns: Collection[int]) -> list[int]:
     """Cut the widest of some columns to one width, so that all columns fit into the room, as far as that helps."""
     most = max((widths[number] for number in columns), default=0)
     found = widths
-    while most > least and sum(found) > room:
+    while most > _LEAST and sum(found) > room:
         most -= 1
         found = [min(w, most) if number in columns else w for number, w in enumerate(widths)]
     return found

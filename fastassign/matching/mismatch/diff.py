@@ -67,7 +67,7 @@ class Diff:
         """Draw the rows as a table, the first of them if there are many."""
         head = Row("in the file", "shape", "in the model", "shape", "")
         # Errors show it indented by two.
-        lines = [table(head, self.rows[:_MOST_ROWS], names=(0, 2), width=line_width() - 2)]
+        lines = [table(head, self.rows[:_MOST_ROWS], width=line_width() - 2)]
         if len(self.rows) > _MOST_ROWS:
             lines.append(f"... and {len(self.rows) - _MOST_ROWS} more")
         lines.append(f"{self.equal} {'is' if self.equal == 1 else 'are'} the same on both sides")
