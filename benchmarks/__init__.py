@@ -1,4 +1,4 @@
-"""What ``fastassign bench`` and ``make bench`` measure: stock Keras, fastassign and the limit, in one process.
+"""The measurements of ``fastassign bench`` and ``make bench``: stock Keras, fastassign, and the machine's limit.
 
 Imported as ``fastassign.benchmarks``.
 """

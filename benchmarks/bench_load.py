@@ -1,4 +1,4 @@
-"""pytest-benchmark cases: ``make bench``. Compare rows of one run with each other, never runs with runs.
+"""pytest-benchmark cases: ``make bench``. Only rows of the same run can be compared with each other.
 
 The cases of ``fastassign bench`` in smaller sizes, so that a change can be measured in a minute.
 """

@@ -1,4 +1,4 @@
-"""The machine that figures were measured on, and its versions."""
+"""The machine of a measurement, and the versions of its software."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import platform
 from pathlib import Path
 from typing import Any
+
+import fastassign
 
 _DISTRIBUTIONS = (
     "tensorflow",
@@ -18,13 +20,12 @@ _DISTRIBUTIONS = (
     "numba",
     "numba-cuda",
     "cuda-bindings",
-    "fastassign",
 )
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what matters, without importing any of it."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the packages that matter, without importing these."""
+    found = {"python": platform.python_version(), "fastassign": fastassign.__version__}
     for name in _DISTRIBUTIONS:
         try:
             found[name] = importlib.metadata.version(name)
@@ -33,11 +34,16 @@ def versions() -> dict[str, str]:
     return found
 
 
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def describe() -> dict[str, Any]:
     """Return processor, cores, memory, kernel, load and versions."""
     return {
         "processor": _first("/proc/cpuinfo", "model name") or platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "kernel": platform.release().partition("-")[0],
         "load_average": os.getloadavg()[0],

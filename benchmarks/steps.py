@@ -1,4 +1,4 @@
-"""Steps of a measurement on a machine that is seldom at hand: one that fails stops no other."""
+"""Steps of a measurement, each of which may fail without stopping the others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Tell = Callable[[str], None]
 
 
 class Steps:
-    """Runs steps one after the other.
+    """Runs steps one after the other, because time on a machine with a GPU is too rare to stop at the first failure.
 
     Parameters
     ----------
@@ -23,15 +23,15 @@ class Steps:
         self._tell, self._begin = tell, time.perf_counter()
 
     def tell(self, line: str) -> None:
-        """Tell a line, with the seconds since the beginning."""
+        """Pass on a line, with the seconds since the beginning."""
         self._tell(f"[{time.perf_counter() - self._begin:6.1f} s] {line}")
 
     def run(self, name: str, action: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Do a step and return its figures; of one that fails, its error under the key ``error``."""
+        """Do a step and return its figures; if it fails, its error under the key ``error``."""
         self.tell(name)
         try:
             return action()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the next step is to be done
+        except Exception as error:  # noqa: BLE001 - the next step is done all the same
             text = f"{type(error).__name__}: {error}"
             self.tell(f"{name} FAILED: {text}")
             self._tell("".join(traceback.format_exception(error)[-6:]))

@@ -1,4 +1,4 @@
-"""The figures of the README, in one run: ``fastassign bench``."""
+"""The figures of the documentation, in one run: ``fastassign bench``."""
 
 from __future__ import annotations
 
@@ -14,20 +14,35 @@ from fastassign.benchmarks.limits.peak import peak_extra_bytes
 
 Tell = Callable[[str], None]
 
-# Tokens a call of the server loop: a step of decoding with a short prompt.
+# Tokens in one call of the server loop: a decoding step with a short prompt.
 _TOKENS = 16
 _SWAPS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Figures to print, and the same as JSON-ready data under a key."""
+    """Figures to print, and all figures as JSON-ready data.
+
+    Attributes
+    ----------
+    key : str
+        The key of the data in the JSON.
+    title : str
+        A line above the table.
+    head, rows : tuple of str, list of tuple of str
+        The cells to print.
+    data : list of dict
+        The figures behind them.
+    note : str
+        An explanation below the table.
+    """
 
     key: str
     title: str
     head: tuple[str, ...]
     rows: list[tuple[str, ...]]
     data: list[dict[str, Any]]
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +66,7 @@ def run_suite(folder: Path, *, cases: Sequence[str], repeats: int, tell: Tell = 
     Parameters
     ----------
     folder : pathlib.Path
-        Where the files go: 2 GB for all cases.
+        The folder for the files: 2 GB for all cases.
     cases : sequence of str
         Keys of ``CASES``.
     repeats : int
@@ -79,14 +94,15 @@ def _load(case: str, folder: Path, repeats: int, tell: Tell) -> list[Table]:
     if case == "G":
         archive = folder / f"{case}.keras"
         model.save(archive)
-        # Stock reads this one for a minute: once is enough.
+        # Stock takes a minute for this one, so it runs once.
         found.append(compare.compare(f"{case} .keras", model, archive, repeats=repeats, slow_repeats=1, tell=tell))
         archive.unlink()
         tables.append(_memory(case, paths[0], tell))
     for path in paths:
         path.unlink()
-    title = f"{case}: seconds to load, page cache warm (medians)"
-    return [Table("comparisons", title, compare.HEAD, [c.row for c in found], [c.to_dict() for c in found]), *tables]
+    title = f"{case}, {found[0].size}: seconds to load, page cache warm (medians)"
+    rows, data = [each.row for each in found], [each.to_dict() for each in found]
+    return [Table("comparisons", title, compare.HEAD, rows, data, compare.about_limits(found)), *tables]
 
 
 def _memory(case: str, path: Path, tell: Tell) -> Table:
@@ -111,7 +127,7 @@ def _graph(case: str, folder: Path, repeats: int, tell: Tell) -> list[Table]:
             found.append(graph.compare_assign(count, nbytes, repeats=repeats))
     tell(f"{case}: from a file")
     found.append(graph.compare_load(folder, repeats=repeats))
-    title = "TensorFlow 1 session: batch_set_value and load_weights (stock), fastassign (medians)"
+    title = "TensorFlow 1 session: stock (batch_set_value, load_weights) / fastassign (medians)"
     return [Table("graph", title, graph.HEAD, [c.row for c in found], [c.to_dict() for c in found])]
 
 
@@ -126,7 +142,8 @@ def _swap(case: str, folder: Path, repeats: int, tell: Tell) -> list[Table]:
             for path in paths:
                 path.unlink()
     title = "Weights swapped by a Loader, two files in turn, page cache warm (medians)"
-    return [Table("swap", title, swap.SWAP_HEAD, [c.row for c in found], [c.to_dict() for c in found])]
+    note = "Shares: Loader.load; load_async. The warm limit is to read the file in parallel into memory that was used."
+    return [Table("swap", title, swap.SWAP_HEAD, [c.row for c in found], [c.to_dict() for c in found], note)]
 
 
 def _serve(case: str, folder: Path, repeats: int, tell: Tell) -> list[Table]:
@@ -137,8 +154,9 @@ def _serve(case: str, folder: Path, repeats: int, tell: Tell) -> list[Table]:
     found = swap.serve(f"G, {_TOKENS} tokens a call", model, paths, tokens=_TOKENS, swaps=max(repeats, _SWAPS))
     for path in paths:
         path.unlink()
-    title = "Calls of a model while its weights are swapped by load_async"
-    return [Table("serve", title, swap.SERVE_HEAD, [found.row], [found.to_dict()])]
+    title = f"Calls of a model ({found.case}) while its weights are swapped by load_async"
+    note = f"The slowest call during a swap took {found.ratio:.2f} times as long as the slowest of the others."
+    return [Table("serve", title, swap.SERVE_HEAD, found.rows, [found.to_dict()], note)]
 
 
 def _whole(case: str, folder: Path, repeats: int, tell: Tell) -> list[Table]:
@@ -152,7 +170,8 @@ def _whole(case: str, folder: Path, repeats: int, tell: Tell) -> list[Table]:
             found.append(whole.compare_models(f"{name} {suffix}", path, repeats=repeats, tell=tell))
             path.unlink()
     title = "load_model of Keras 3 and of fastassign, page cache warm (medians)"
-    return [Table("whole", title, whole.HEAD, [c.row for c in found], [c.to_dict() for c in found])]
+    note = "building: the part of ours in which Keras makes layers and variables."
+    return [Table("whole", title, whole.HEAD, [c.row for c in found], [c.to_dict() for c in found], note)]
 
 
 def _two_files(model: Any, folder: Path, name: str, suffix: str) -> tuple[Path, Path]:

@@ -2,8 +2,10 @@
 
 Where stock Keras raises for the same input, ``str(error)`` is Keras' own text and the class derives from
 Keras' own exception type, so code written against Keras keeps working. What Keras does not say (which file,
-which tensor, which variable, what to do next) stands in the attributes, and in the notes that Python 3.11 and
+which tensor, which variable, what to do next) is in the attributes, and in the notes that Python 3.11 and
 newer print below the message.
+
+Every class here is also exported by ``fastassign``, and ``docs/errors.md`` lists them.
 """
 
 from __future__ import annotations
@@ -13,6 +15,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+__all__ = [
+    "Budget",
+    "Cancelled",
+    "Changed",
+    "Denied",
+    "DeviceFailed",
+    "DeviceMemory",
+    "FastAssignError",
+    "Malformed",
+    "Mismatch",
+    "MissingGroup",
+    "NoSession",
+    "NoTensorFlow",
+    "NotAFile",
+    "NotFound",
+    "NotPageLocked",
+    "ReadFailed",
+    "Refused",
+    "Truncated",
+    "Unreadable",
+    "Unsupported",
+]
 
 
 class FastAssignError(Exception):
@@ -30,6 +55,9 @@ class FastAssignError(Exception):
         The variable in the model.
     hint : str, optional
         What the caller can do next.
+    summary : str, optional
+        The message in our own words, where ``message`` repeats those of h5py or Keras; the command line prints it.
+        Otherwise the message itself.
     """
 
     def __init__(
@@ -40,9 +68,11 @@ class FastAssignError(Exception):
         tensor: str | None = None,
         variable: str | None = None,
         hint: str | None = None,
+        summary: str | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
+        self.summary = summary or message
         self.file = None if file is None else os.fspath(file)
         self.tensor = tensor
         self.variable = variable
@@ -53,14 +83,14 @@ class FastAssignError(Exception):
                 annotate(self, f"{label}: {value}")
 
     def at(self, file: str | os.PathLike[str]) -> Self:
-        """Name the file, where the place that raised did not know it, and return the error."""
+        """Add the file's name, where the code that raised the error did not know it, and return the error."""
         if self.file is None:
             self.file = os.fspath(file)
             annotate(self, f"file: {self.file}")
         return self
 
     def advise(self, hint: str) -> None:
-        """Give the error another hint."""
+        """Replace the hint."""
         old, self.hint = f"hint: {self.hint}", hint
         notes = [note for note in getattr(self, "__notes__", ()) if note != old]
         self.__notes__ = notes
@@ -74,31 +104,33 @@ class FastAssignError(Exception):
 def annotate(error: BaseException, note: str) -> None:
     """Attach a note that tracebacks print below the message (shown by Python 3.11 and newer)."""
     notes: list[Any] = [*getattr(error, "__notes__", ()), note]
-    error.__notes__ = notes  # type: ignore[attr-defined] # PEP 678's own attribute: Python 3.10 keeps it, and prints nothing
+    # The attribute of PEP 678. Python 3.10 keeps it, and prints nothing.
+    error.__notes__ = notes  # type: ignore[attr-defined]
 
 
 _CHANGED, _UNCHANGED = "have their new values already", "no variable was changed"
 
 
 def name_state(error: BaseException, assigned: tuple[str, ...], total: int) -> None:
-    """Tell with an error that ended a load which variables have their new values already.
+    """Note on an error that ended a load which variables have their new values already.
 
     Parameters
     ----------
     error : BaseException
-        Gets the names as its attribute ``assigned``, and a note.
+        The error; it gets an attribute ``assigned`` with the names, and a note.
     assigned : tuple of str
         The variables that were assigned, in order.
     total : int
-        How many there would have been.
+        How many variables the load would have assigned.
     """
     error.assigned = assigned  # type: ignore[attr-defined]
     shown = ", ".join(assigned[:8]) + (", ..." if len(assigned) > 8 else "")
-    said = f"{len(assigned)} of {total} variables {_CHANGED}: {shown}"
-    # Who carries out several loads knows more than the one that failed: the last word counts.
-    notes = [n for n in getattr(error, "__notes__", ()) if n != _UNCHANGED and _CHANGED not in n]
+    note = f"{len(assigned)} of {total} variables {_CHANGED}: {shown}"
+    # A caller that executes several loads knows more than the load that failed, so the latest note replaces the
+    # earlier.
+    notes = [old for old in getattr(error, "__notes__", ()) if old != _UNCHANGED and _CHANGED not in old]
     error.__notes__ = notes  # type: ignore[attr-defined]
-    annotate(error, said if assigned else _UNCHANGED)
+    annotate(error, note if assigned else _UNCHANGED)
 
 
 class Unreadable(FastAssignError, OSError):
@@ -106,11 +138,11 @@ class Unreadable(FastAssignError, OSError):
 
 
 class NotFound(Unreadable, FileNotFoundError):
-    """There is no such file."""
+    """The file does not exist."""
 
 
 class Denied(Unreadable, PermissionError):
-    """The file may not be read by this process."""
+    """The process is not allowed to read the file."""
 
 
 class NotAFile(Unreadable, IsADirectoryError):
@@ -141,7 +173,7 @@ class Refused(FastAssignError, ValueError):
     rule : str
         The name of the rule, as ``docs/policy.md`` lists it.
     option : str, optional
-        The option that would allow it; ``None`` where nothing does.
+        The option that would allow it; ``None`` if no option does.
     """
 
     def __init__(self, message: str, *, rule: str, option: str | None = None, **context: Any) -> None:
@@ -158,8 +190,9 @@ class Mismatch(FastAssignError, ValueError):
 
     Attributes
     ----------
-    diff : fastassign.matching.diff.Diff or None
-        Both sides compared, where they could be: ``print(error.diff)``. Tracebacks show it below the message.
+    diff : fastassign.matching.mismatch.diff.Diff or None
+        The file and the model side by side, where they can be compared: ``print(error.diff)``. Tracebacks show it
+        below the message.
     """
 
     diff: Any = None
@@ -171,7 +204,7 @@ class Mismatch(FastAssignError, ValueError):
 
 
 class MissingGroup(Mismatch, KeyError):
-    """The file lacks a group that the layout can't do without."""
+    """The file lacks a group that its layout requires."""
 
 
 class NoSession(FastAssignError, ValueError):
@@ -179,15 +212,15 @@ class NoSession(FastAssignError, ValueError):
 
 
 class Budget(FastAssignError, MemoryError):
-    """The load can't be done within the memory that the options allow."""
+    """The load needs more memory than the options allow."""
 
 
 class NotPageLocked(FastAssignError, MemoryError):
-    """The system did not page-lock the host memory that copies to a GPU go through."""
+    """The system refused to page-lock the host memory that copies to a GPU go through."""
 
 
 class DeviceMemory(FastAssignError, MemoryError):
-    """A GPU has not enough free memory for the load."""
+    """A GPU does not have enough free memory for the load."""
 
 
 class DeviceFailed(FastAssignError, RuntimeError):
@@ -195,7 +228,7 @@ class DeviceFailed(FastAssignError, RuntimeError):
 
 
 class Unsupported(FastAssignError, NotImplementedError):
-    """The request is valid, but fastassign does not cover it (yet)."""
+    """The request is valid, but fastassign does not support it (yet)."""
 
 
 class NoTensorFlow(FastAssignError, ImportError):

@@ -1,4 +1,4 @@
-"""Every knob of a load, with its default and the reason for it."""
+"""All options of a load, with their defaults and the reasons for these."""
 
 from __future__ import annotations
 
@@ -55,52 +55,55 @@ def _one_of(choices: tuple[Any, ...]) -> str:
 
 def _default_threads() -> int:
     # Measured on 2 cores (ms, medians of 9, page cache warm): ResNet152 152, 103, 109, 123 with 1, 2, 3, 4 threads;
-    # the GPT-like model 170, 97, 95, 95. So one a core; no more than four, because memory is the bound by then and
-    # readers only take cores from the model that is being served (more cores were not at hand to measure).
+    # the GPT-like model 170, 97, 95, 95. So one a core; no more than four, because by then memory is the limit and
+    # readers only take cores from the model that is being served (not measured on more cores).
     return max(1, min(4, os.cpu_count() or 1))
 
 
 def _default_device_threads() -> int:
-    # A thread fills memory slower than a GPU's bus empties it: so all cores that there are, up to where more would only
-    # add slots. Reasoned, not measured on a card yet.
+    # One thread fills memory more slowly than a GPU's bus empties it, so all cores read, up to the number from which
+    # more would only add slots. Reasoned, not measured on a card yet.
     return max(1, min(16, os.cpu_count() or 1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceOptions:
-    """How values get to a GPU; ``LoadOptions.device``. Frozen. Each default is for a card that was not seen yet.
+    """How values get to a GPU: ``LoadOptions(device=DeviceOptions(...))``. Frozen.
+
+    For all functions that assign: ``load_weights``, ``plan``, ``Loader``, ``load_model`` and ``assign``. Except where
+    it says otherwise, the defaults are reasoned, not yet measured on a card (``fastassign bench --device gpu --case
+    sweep`` measures them).
 
     Attributes
     ----------
     route : {"auto", "eager", "direct", "fused"}
-        How values get into variables on a GPU (``docs/gpu.md``). ``"auto"``: by size, dtype and what is at hand. The
-        others are for measuring: each where it is possible; ``"direct"`` and ``"fused"`` raise ``Unsupported`` where
-        no value can take them.
+        How values get into variables on a GPU (``docs/gpu.md``). ``"auto"`` chooses by size, dtype and what the machine
+        offers. The others are for measuring and are taken where they are possible; ``"direct"`` and ``"fused"`` raise
+        ``Unsupported`` if no value can take them.
     cut : {"auto", "split", "function", "scatter"}
-        How many small variables on a GPU get what came in one copy: by eager ops that cut it up, by one function of
-        TensorFlow's runtime (which pays for repeated loads), or by a kernel that copies each value to memory of its
-        own. ``"auto"``: by what it is expected to take, as the plan says.
+        How small variables that share one copy to a GPU get their values out of it. ``"split"``: by eager ops that cut
+        it up. ``"function"``: by one function of TensorFlow's runtime, which pays for repeated loads. ``"scatter"``: by
+        a kernel that copies each value to memory of its own. ``"auto"`` takes the way with the least expected time, and
+        the plan says why.
     slot_bytes : int
-        Bytes of one page-locked slot, rounded up to whole pages; every copy to a GPU is at most as large. It is less
-        where ``LoadOptions.max_staging_bytes`` has no room for two of them for each GPU. Not measured on a card yet.
+        Bytes of one page-locked slot, rounded up to whole pages; no copy to a GPU is larger. Slots are smaller if
+        ``LoadOptions.max_staging_bytes`` has no room for two of them for each GPU.
     fused_bytes : int
-        Variables on a GPU up to this size share one copy, in a load that does not come again; larger ones get memory of
-        their own, which they need not share with the others afterwards. Not measured on a card yet.
+        In a load that is not repeated, variables on a GPU up to this size share one copy; larger ones get memory of
+        their own, which they need not share with the others afterwards.
     threads : int
-        Threads that read where the weights go to a GPU, in place of ``LoadOptions.threads``: one a core, at most 16.
-        Not measured on a card yet.
+        Threads that read if weights go to a GPU, in place of ``LoadOptions.threads``: one a core, at most 16.
     window_bytes : int
-        The most memory of a GPU that values take which have arrived but are not assigned yet; a larger variable is
-        alone in it. It should hold a few of the largest variables, so that one arrives while another is assigned. Not
-        measured on a card yet.
+        The most GPU memory for values that have arrived but are not assigned yet; a larger variable is alone in it. It
+        should hold a few of the largest variables, so that one arrives while another is assigned.
     direct_io : bool
-        Whether what takes the route ``"direct"`` is read past the page cache (``O_DIRECT``), where the file system can
-        do that. For storage that is faster than the kernel fills its cache, and files that nobody reads again; a file
-        that is in the cache already comes several times slower. On a virtual disk of 1 to 1.5 GB/s it won nothing with
-        1 to 8 threads, so it is off.
+        Whether values that take the route ``"direct"`` are read past the page cache (``O_DIRECT``), if the file system
+        can do that. It helps where storage is faster than the kernel fills its cache, and for files that are read once;
+        a file that is already in the cache is read several times slower. Measured on a virtual disk of 1 to 1.5 GB/s it
+        gained nothing with 1 to 8 threads, so it is off.
     page_lock : bool, optional
-        Whether the memory that copies to a GPU go through is page-locked. ``None``: where the system allows it, and
-        the report says if it did not. ``True``: raise ``NotPageLocked`` if it does not. ``False``: never.
+        Whether the memory that copies to a GPU go through is page-locked. ``None``: if the system allows it, and the
+        report says if it did not. ``True``: raise ``NotPageLocked`` if it does not. ``False``: never.
     """
 
     route: Literal["auto", "eager", "direct", "fused"] = "auto"
@@ -113,7 +116,7 @@ class DeviceOptions:
     page_lock: bool | None = None
 
     def __post_init__(self) -> None:
-        """Check the values, so that options that exist are valid."""
+        """Check the values, so that every instance is valid."""
         _check_choices(self, _DEVICE_CHOICES)
         _check_least(self, _DEVICE_LEAST)
 
@@ -122,73 +125,85 @@ class DeviceOptions:
 class LoadOptions:
     """How a load is done. Frozen: share one between loads and threads.
 
+    The brackets say which functions use an option:
+
+    - ``[loads]``: ``load_weights``, ``plan``, ``Loader`` and ``load_model``, and Keras' own calls under ``accelerate``
+      and ``install``;
+    - ``[loads, assign]``: these and ``assign``;
+    - ``[loads, inspect]``: these and ``inspect``;
+    - ``[Loader]``, ``[load_model]``: that one alone.
+
+    Options that a function does not use change nothing there.
+
     Attributes
     ----------
     match : {"names", "stock"}
-        How the weights inside a composite layer of a legacy file find their variables. Stock goes by position
-        alone, which silently swaps weights when ``trainable`` differs between saving and loading; ``"names"``
+        ``[loads]`` How the weights inside a composite layer of a legacy file find their variables. Stock goes by
+        position alone, which silently swaps weights if ``trainable`` differs between saving and loading; ``"names"``
         uses the names in the file where they tell the order.
     rename : mapping or callable, optional
-        Names in the file to names in the model, where they differ. Names are paths: of legacy files the layer's name
-        and what is below it (``"dense_3"``, ``"backbone/dense/kernel"``), of Keras 3 files those that ``inspect`` lists
-        (``"layers/dense"``, ``"layers/dense/vars/0"``). A mapping renames the longest leading part of a path that it
-        has; ``""`` is the beginning of every path. A function gets the whole path of each weight. ``None`` as the new
-        name leaves it out.
+        ``[loads]`` Names in the file to names in the model, where they differ. Names are paths: in legacy files the
+        layer's name and the names below it (``"dense_3"``, ``"backbone/dense/kernel"``), in Keras 3 files the paths
+        that ``inspect`` lists (``"layers/dense"``, ``"layers/dense/vars/0"``). A mapping renames the longest leading
+        part of a path that it has; ``""`` is the beginning of every path. A function gets the whole path of each
+        weight. ``None`` as the new name leaves the weight out.
     include, exclude : tuple of str
-        Patterns (``*``, ``?``, ``[...]``; ``*`` goes across ``/``) of the layers and variables to load, and not to
-        load: names of layers as they stand one inside the other (``"backbone/dense_*"``), paths of variables
-        (``"*/bias"``), for Keras 3 files also places in the file. What fits the leading parts of a path fits all below.
-        Variables that are not included, or excluded, keep their values.
+        ``[loads]`` Patterns (``*``, ``?``, ``[...]``; ``*`` also matches ``/``) of the layers and variables to load,
+        and not to load: names of layers as they are nested (``"backbone/dense_*"``), paths of variables (``"*/bias"``),
+        for Keras 3 files also places in the file. A pattern that matches the leading parts of a path matches everything
+        below. Variables that are not included, or are excluded, keep their values.
 
-        With any of these three, legacy files are matched by the names of the layers; every selected layer has to be in
-        the file (except with ``by_name``), and what else the file holds is only reported.
+        With ``rename``, ``include`` or ``exclude``, legacy files are matched by the names of the layers; every selected
+        layer has to be in the file (except with ``by_name``), and the rest of the file is only reported.
     conv_flip : bool, optional
-        Whether kernels of convolutions in a legacy file are turned round in all spatial axes, as Theano's
-        convolution needs it. ``None``: where the file says that its backend was Theano. ``True``: all of the file,
-        whatever it says. ``False``: none, as Keras 3 and tf_keras load it.
+        ``[loads]`` Whether convolution kernels in a legacy file are flipped along all spatial axes, as Theano's
+        convolution needs it. ``None``: if the file says that its backend was Theano. ``True``: all kernels of the file,
+        whatever it says. ``False``: none, which is how Keras 3 and tf_keras load it.
     reshape : bool
-        Whether an array of the right size but another shape is reshaped into its variable, as Keras 2 did with
-        ``load_weights(reshape=True)``.
+        ``[loads]`` Whether an array of the right size but another shape is reshaped into its variable, as Keras 2 did
+        with ``load_weights(reshape=True)``.
     threads : int
-        Threads that read, the calling one included (it reads while it has nothing to assign). More help storage
-        with many queues, not the page cache.
+        ``[loads, assign]`` Threads that read, including the calling one (it reads while it has nothing to assign). More
+        of them help storage with many queues, not the page cache.
     read_bytes : int
-        Bytes per read. 2 to 16 MiB are equal within noise; 1 MiB costs 6 %.
+        ``[loads, assign]`` Bytes per read. 2 to 16 MiB are equal within noise; 1 MiB costs 6 %.
     gap_bytes : int
-        Neighbouring tensors with at most this many bytes between them share one read.
+        ``[loads, assign]`` Neighbouring tensors with at most this many bytes between them share one read.
     window_bytes : int
-        Bytes read ahead of the assignments. Small enough that the memory of replaced values is used again for
-        new ones while it is still warm, large enough to keep the readers busy: 32 to 256 MiB are equal within
-        noise, 16 MiB costs 5 to 10 %, 8 MiB 20 to 30 %.
+        ``[loads, assign]`` Bytes read ahead of the assignments. Small enough that new values use the memory of replaced
+        ones while it is still warm, large enough to keep the readers busy: 32 to 256 MiB are equal within noise, 16 MiB
+        costs 5 to 10 %, 8 MiB 20 to 30 %.
     arena_bytes : int
-        Variables up to this size share one buffer; larger ones get one of their own. Allocating costs
-        TensorFlow 15 to 20 microseconds a variable, which is the price of copying about 100 kB: with 64 to 512 KiB
-        ResNet152 loads 10 % faster than with 0. A buffer lives until the last of its variables is replaced, which
+        ``[loads, assign]`` Variables up to this size share one buffer; larger ones get one of their own. Allocating
+        costs TensorFlow 15 to 20 microseconds a variable, which is the price of copying about 100 kB: with 64 to 512
+        KiB ResNet152 loads 10 % faster than with 0. A buffer lives until the last of its variables is replaced, which
         speaks for the small end.
     max_staging_bytes : int
-        The most host memory that values read but not yet assigned may take, page-locked slots included. A load that
-        needs more is refused before it starts.
+        ``[loads, assign, inspect]`` The most host memory for values that are read but not yet assigned, page-locked
+        slots included. A load that needs more raises ``Budget`` before it starts. It also bounds what compressed
+        weights in a ``.keras`` archive may inflate to.
     device : DeviceOptions
-        The knobs of loads to a GPU.
+        ``[loads, assign]`` The options of loads to a GPU.
     swap : {"each", "together"}
-        How a ``Loader`` changes variables that are in use. ``"each"``: as soon as may be, one after the other;
-        ``"together"``: all at the end, under ``Loader.lock``, so that whoever holds it never sees old values beside
-        new ones. That takes host memory of the size of all weights.
+        ``[Loader]`` How it changes variables that are in use. ``"each"``: one after the other, as early as possible.
+        ``"together"``: all at the end, under ``Loader.lock``, so that a thread that holds the lock never sees old
+        values beside new ones. That takes host memory of the size of all weights.
     library : {"keras", "tf_keras"} or None
-        Whose model ``load_model`` makes; ``None`` for what ``tf.keras`` is in this process: tf_keras where the
-        environment says ``TF_USE_LEGACY_KERAS=1``, else Keras 3.
+        ``[load_model]`` The library that builds the model. ``None``: the one that ``tf.keras`` is in this process,
+        which is tf_keras if the environment has ``TF_USE_LEGACY_KERAS=1``, else Keras 3.
     on_report : callable or None
-        Gets the ``Report`` of ``load_model``, which returns the model.
+        ``[load_model]`` A function that gets the ``Report``, because ``load_model`` returns the model.
     allow : frozenset of str
-        Rules of the policy for untrusted files to switch off, by name (see ``docs/policy.md``).
+        ``[loads, assign, inspect]`` Rules of the policy for untrusted files to switch off, by name
+        (``docs/policy.md``).
     limits : Limits
-        Bounds on what an index may hold.
+        ``[loads, inspect]`` Bounds on the size of a file's index.
     index_cache : bool
-        Whether the index of the file may be taken from, and kept in, the user's cache folder.
+        ``[loads, inspect]`` Whether the index of the file may be taken from the user's cache folder, and kept there.
     """
 
     match: Literal["names", "stock"] = "names"
-    # A dictionary has no hash; options that differ in it alone merely share one.
+    # A dictionary has no hash; options that differ only here share one.
     rename: Mapping[str, str | None] | Callable[[str], str | None] | None = field(default=None, hash=False)
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -209,14 +224,14 @@ class LoadOptions:
     index_cache: bool = True
 
     def __post_init__(self) -> None:
-        """Check the values, so that an option that exists is valid."""
+        """Check the values, so that every instance is valid."""
         object.__setattr__(self, "allow", frozenset(self.allow))
         unknown = sorted(self.allow - RULES.keys())
         if unknown:
-            raise ValueError(f"unknown rule {unknown[0]!r} in allow; the rules are {sorted(RULES)}")
+            raise ValueError(f"unknown rule {unknown[0]!r} in allow; the rules are {', '.join(sorted(RULES))}")
         self._check_selection()
         if not isinstance(self.device, DeviceOptions):
-            raise TypeError(f"device must be DeviceOptions, not {self.device!r}")
+            raise TypeError(f"device must be a DeviceOptions, not {self.device!r}")
         _check_choices(self, _CHOICES)
         _check_least(self, _LEAST)
 
@@ -232,5 +247,5 @@ class LoadOptions:
             given: Any = getattr(self, name)
             patterns = (given,) if isinstance(given, str) else tuple(given)
             if not all(isinstance(pattern, str) and pattern for pattern in patterns):
-                raise TypeError(f"{name} must be patterns, not {given!r}")
+                raise TypeError(f"{name} must be a pattern or several, not {given!r}")
             object.__setattr__(self, name, patterns)

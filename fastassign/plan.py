@@ -18,7 +18,7 @@ from fastassign.planning.schedule import Schedule, reading_first
 from fastassign.progress import Callback, reporting
 from fastassign.report import Report
 from fastassign.runtime import Runtime
-from fastassign.text import printable
+from fastassign.text import printable, table
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -134,15 +134,10 @@ class Plan:
         """Show the plan as a table, followed by the leftovers on both sides."""
         schedule = self.schedule
         rows = [(name, shape, dtype, route, key) for name, shape, dtype, route, key, _ in self.rows()]
-        head = ("variable", "shape", "dtype", "route", "from")
-        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)
-        ]
         reads = sum(len(batch.reads) for batch in schedule.batches)
-        lines.append(
+        lines = [
             f"{len(rows)} tensors, {self.nbytes} bytes in {reads} reads, at most {schedule.staging_bytes} bytes staged"
-        )
+        ]
         lines += [
             f"{lane.device}: {lane.slots} slots of {lane.slot_bytes} bytes, at most {lane.peak_bytes} bytes of device "
             "memory beyond the variables"
@@ -151,7 +146,8 @@ class Plan:
         lines += [f"{route}: {why}" for route, why in schedule.reasons.items()]
         for label, items in self._leftovers():
             lines += [f"{label}: {item}" for item in items]
-        return "\n".join(map(printable, lines))
+        head = ("variable", "shape", "dtype", "route", "from")
+        return "\n".join([table(head, rows, names=(0, 4)), *map(printable, lines)])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON-ready data."""

@@ -22,9 +22,9 @@ class Program:
     name : str
         The path of a script, or the name of a module.
     arguments : tuple of str
-        What it finds in ``sys.argv`` after its own name.
+        The rest of its ``sys.argv``, after its own name.
     is_module : bool
-        Whether ``name`` is a module's, as after ``python -m``.
+        Whether ``name`` is that of a module, as after ``python -m``.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Program:
     is_module: bool = False
 
     def run(self) -> None:
-        """Run it as ``__main__``. What it raises, ``SystemExit`` too, goes on; a traceback shows the program alone."""
+        """Run it as ``__main__``. Exceptions and ``SystemExit`` are passed on; tracebacks omit our own frames."""
         sys.argv = [self.name, *self.arguments]
         try:
             (self._run_module if self.is_module else self._run_script)()
@@ -51,8 +51,7 @@ class Program:
         if not _safe_path():
             sys.path[0] = os.path.dirname(os.path.realpath(self.name))
         path = os.path.abspath(self.name)
-        # Not by runpy, which takes the module away again when the script has ended: threads, and what runs at exit,
-        # may still need it.
+        # Not by runpy, which removes the module when the script has ended: threads and exit handlers may still need it.
         module = ModuleType("__main__")
         module.__file__ = path
         module.__loader__ = SourceFileLoader("__main__", path)
@@ -60,18 +59,18 @@ class Program:
         sys.modules["__main__"] = module
         with io.open_code(path) as file:
             code = compile(file.read(), path, "exec", dont_inherit=True)
-        exec(code, module.__dict__)  # noqa: S102 - what else would running a script be
+        exec(code, module.__dict__)  # noqa: S102 - this is how a script is run
 
 
 def _safe_path() -> bool:
-    """Whether Python was told to put no folder of the program's on the path."""
+    """Whether Python was told not to put the program's folder on the path."""
     return bool(getattr(sys.flags, "safe_path", False))
 
 
 def _without_frames(
     error: BaseException, count: int
 ) -> Callable[[type[BaseException], BaseException, TracebackType | None], object]:
-    """Return a ``sys.excepthook`` that leaves the outermost frames of a traceback, which are ours, out."""
+    """Return a ``sys.excepthook`` that omits the outermost frames of a traceback, which are ours."""
     shown = error.__traceback__
     for _ in range(count):
         shown = shown and shown.tb_next

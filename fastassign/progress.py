@@ -1,4 +1,4 @@
-"""What a load tells while it runs."""
+"""The progress of a load while it runs."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ProgressEvent:
-    """The state of a load after a variable was assigned; where all is read first, also after each step of that.
+    """The state of a load after a variable was assigned; if everything is read first, also during the reading.
 
     Attributes
     ----------
     read_bytes : int
         Bytes of the file's tensors that have been read.
     done_bytes, total_bytes : int
-        Bytes of the file's tensors that are in their variables, and that will be.
+        Bytes of the file's tensors that are in their variables, and that will be in the end.
     done_variables, total_variables : int
-        The same, counted.
+        The variables that have their values, and that will have them in the end.
     seconds : float
-        Since reading began.
+        Seconds since reading began.
     variable : str
         The variable that was assigned last; empty before the first.
     """
@@ -41,13 +41,13 @@ Callback = Callable[[ProgressEvent], None]
 
 @contextmanager
 def reporting(progress: bool | Callback | None) -> Iterator[Callback | None]:
-    """Give the callback for a ``progress`` argument: a bar on a terminal, the caller's own, or none.
+    """Give the callback for a ``progress`` argument: one that draws a bar, the caller's own, or none.
 
     Parameters
     ----------
     progress : bool or callable, optional
-        ``True`` shows a bar where standard error is a terminal; a callable gets every ``ProgressEvent``, in the
-        thread that loads.
+        ``True`` shows a bar if standard error is a terminal; a callable gets every ``ProgressEvent``, in the thread
+        that loads.
     """
     if callable(progress):
         yield progress
@@ -77,7 +77,7 @@ def _bar() -> Iterator[Callback]:
         def update(event: ProgressEvent) -> None:
             nonlocal shown
             now = time.monotonic()
-            # The bar redraws ten times a second; 5,000 variables would only queue behind it.
+            # The bar is drawn ten times a second; more updates would only slow the load down.
             if now - shown >= 0.1 or event.done_bytes == event.total_bytes:
                 shown = now
                 bar.update(

@@ -1,56 +1,56 @@
-"""What a load did."""
+"""The outcome of a load."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fastassign.text import printable
+from fastassign.text import clipped, fields, line_width, printable
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The outcome of a load.
+    """What a load did. ``print`` it.
 
     Attributes
     ----------
     file : str
-        The file.
+        The path of the file.
     assigned : int
-        Variables that got a value.
+        How many variables got a value.
     cast : tuple of str
-        Variables whose dtype is not the file's, with both dtypes.
+        Variables whose dtype differs from the file's, with both dtypes.
     skipped : tuple of str
-        What ``skip_mismatch``, ``include`` or ``exclude`` left as it was, and why.
+        Variables that ``skip_mismatch``, ``include`` or ``exclude`` left as they were, and why.
     repaired : tuple of str
-        Where the names in the file overruled the position, which stock would have used.
+        Weights that went where their names in the file say, not to the position that stock would have used.
     converted : tuple of str
-        Variables whose values were made of arrays in another layout or shape, and how (``docs/conversions.md``).
+        Variables whose values were made from arrays of another layout or shape, and how (``docs/conversions.md``).
     missing : tuple of str
-        Variables of the model that got no value.
+        Variables of the model that have no value in the file.
     unexpected : tuple of str
-        Weights of the file that no variable took.
+        Weights of the file that have no variable in the model.
     fallbacks : tuple of str
-        Where values could not go to a device by the fast way: what is missing, what that costs, what to do.
+        Reasons why values could not go to a device the fast way: what is missing, what that costs, what to do.
     upgraded : tuple of str
-        Of ``load_model``: what was changed in the saved configuration for the running library.
+        ``load_model`` only: changes to the saved configuration that the installed library needs.
     optimizer_left : tuple of str
-        Of ``load_model``: tensors of the optimizer that have no place in the one that was built.
+        ``load_model`` only: saved tensors of the optimizer that have no place in the one that was built.
     nbytes : int
-        Bytes read, decoded.
+        Bytes that were read, after decoding.
     seconds : dict of str to float
-        By stage: ``index``, ``match``, ``plan``; of the execution ``wait`` (for reads), ``assign`` (in TensorFlow)
-        and ``execute`` (all of it); and ``total``.
+        Seconds of each stage: ``index``, ``match``, ``plan``; then ``execute``, and of that ``wait`` (for reads) and
+        ``assign`` (in TensorFlow); and ``total``.
     routes : dict of str to int
-        Variables by route.
+        How many variables took each route.
     index_cached : bool
         Whether the index came from the cache.
     plan : str
-        ``"made"``; of a ``Loader`` also ``"kept"``, where the plan of the load before was used again, or
-        ``"made again: "`` with the reason.
+        ``"made"``; for a ``Loader`` also ``"kept"``, if the previous load's plan was used again, or ``"made again: "``
+        with the reason.
     limit_gbps : float or None
-        The rate of the same machine reading the same bytes from the page cache, where it was measured
-        (``fastassign bench`` does), in GB/s (1e9 bytes).
+        The warm limit in GB/s (1e9 bytes), if it was measured, as ``fastassign demo`` does: the rate at which this
+        machine reads the same bytes from the page cache into memory that was used before.
     """
 
     file: str
@@ -79,7 +79,7 @@ class Report:
 
     @property
     def share_of_limit(self) -> float | None:
-        """The rate as a share of the measured limit, where that is known."""
+        """The rate as a share of the warm limit, if that was measured."""
         return None if not self.limit_gbps else self.gbps / self.limit_gbps
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,35 +87,23 @@ class Report:
         return {**asdict(self), "gbps": self.gbps, "share_of_limit": self.share_of_limit}
 
     def __str__(self) -> str:
-        """Draw the report as a table."""
-        from rich.console import Console
-        from rich.table import Table
+        """Draw the report as a table, as wide as the terminal (80 columns elsewhere)."""
+        return f"{clipped(printable(self.file), line_width())}\n{fields(self._fields())}"
 
-        table = Table(title=printable(self.file), title_justify="left", show_header=False)
-        for label, value in self._lines():
-            table.add_row(label, value)
-        # Plain text: names may hold what rich takes for markup, "[/b]" or ":x:".
-        console = Console(
-            width=120, color_system=None, force_terminal=False, markup=False, emoji=False, highlight=False
-        )
-        with console.capture() as capture:
-            console.print(table)
-        return capture.get()
-
-    def _lines(self) -> list[tuple[str, str]]:
+    def _fields(self) -> list[tuple[str, list[str]]]:
         routes = ", ".join(f"{route} {count}" for route, count in self.routes.items())
-        lines = [("assigned", f"{self.assigned} variables ({routes})"), ("bytes", f"{self.nbytes:,}")]
+        found = [("assigned", [f"{self.assigned} variables ({routes})"]), ("bytes", [f"{self.nbytes:,}"])]
         of_few_loads = ("converted", "fallbacks", "upgraded", "optimizer_left")
         for label in ("cast", "skipped", "repaired", "missing", "unexpected", *of_few_loads):
             items: tuple[str, ...] = getattr(self, label)
             if not items and label in of_few_loads:
                 continue
-            shown = "\n".join(map(printable, items[:5])) + (f"\nand {len(items) - 5} more" if len(items) > 5 else "")
-            lines.append((label.replace("_", " "), shown if items else "none"))
+            more = [f"and {len(items) - 5} more"] if len(items) > 5 else []
+            found.append((label.replace("_", " "), [*items[:5], *more] or ["none"]))
         stages = ", ".join(f"{stage} {seconds:.3f}" for stage, seconds in self.seconds.items())
-        lines.append(("seconds", stages + (" (index from the cache)" if self.index_cached else "")))
+        found.append(("seconds", [stages + (" (index from the cache)" if self.index_cached else "")]))
         if self.plan != "made":
-            lines.append(("plan", self.plan))
-        share = f", {self.share_of_limit:.0%} of the limit" if self.share_of_limit is not None else ""
-        lines.append(("rate", f"{self.gbps:.2f} GB/s{share}"))
-        return lines
+            found.append(("plan", [self.plan]))
+        share = f", {self.share_of_limit:.0%} of the warm limit" if self.share_of_limit is not None else ""
+        found.append(("rate", [f"{self.gbps:.2f} GB/s{share}"]))
+        return found

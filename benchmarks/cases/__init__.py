@@ -1,1 +1,1 @@
-"""What is measured on the host: loads, swaps, graphs, whole models."""
+"""Cases on the host: loads, swaps, graphs, whole models."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,15 @@ class Comparison:
     case : str
         Model and file format.
     nbytes, tensors : int
-        What is loaded.
+        The size of the model's weights.
     stock : float
         ``model.load_weights``.
     first : float
-        ``fastassign.load_weights`` of a file that was never seen: the index is read from it.
+        ``fastassign.load_weights`` of a file that was never seen, so that its index is read.
     cached : float
         The same with the index in the cache.
     fresh_limit, warm_limit : float
-        The file read in parallel into memory never touched, and into memory touched before.
+        Reading the file in parallel into memory that was never touched, and into memory that was.
     repeats : int
         Runs behind each median (stock may have had fewer).
     """
@@ -47,17 +47,20 @@ class Comparison:
     repeats: int
 
     @property
+    def size(self) -> str:
+        """The size of the model, in words."""
+        return f"{self.nbytes / 1e6:,.0f} MB in {self.tensors:,} tensors"
+
+    @property
     def row(self) -> tuple[str, ...]:
         """The comparison as the cells of ``HEAD``."""
         return (
             self.case,
-            f"{self.nbytes / 1e6:,.0f} MB / {self.tensors:,}",
             f"{self.stock:.3f}",
             f"{self.first:.3f}",
             f"{self.cached:.3f}",
-            f"{self.stock / self.first:.1f} / {self.stock / self.cached:.1f}",
-            f"{self.fresh_limit:.3f} / {self.warm_limit:.3f}",
-            f"{self.fresh_limit / self.cached:.0%} / {self.warm_limit / self.cached:.0%}",
+            f"{self.stock / self.first:.1f}; {self.stock / self.cached:.1f}",
+            f"{self.warm_limit / self.cached:.0%}",
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -71,16 +74,17 @@ class Comparison:
         }
 
 
-HEAD = (
-    "case",
-    "bytes / tensors",
-    "stock s",
-    "first s",
-    "cached s",
-    "stock / first, cached",
-    "fresh / warm limit s",
-    "share of fresh / warm limit",
-)
+HEAD = ("case", "stock s", "first s", "cached s", "stock / ours", "share of warm limit")
+
+
+def about_limits(comparisons: Sequence[Comparison]) -> str:
+    """Say what the shares in a table of comparisons are of."""
+    slower = statistics.median(each.fresh_limit / each.warm_limit for each in comparisons)
+    return (
+        "first: a file that was never seen; cached: its index is in the cache. The warm limit is to read the file in "
+        f"parallel into memory that was used before. Into fresh memory that would take {slower:.1f} times as long, but "
+        "a load mostly uses the memory of replaced values again."
+    )
 
 
 def compare(
@@ -101,11 +105,11 @@ def compare(
     model : keras.Model
         The model that the file belongs to.
     path : pathlib.Path
-        The file; it is read once before anything is timed, so that it stands in the page cache.
+        The file. It is read once before anything is timed, so that it is in the page cache.
     repeats : int
         Runs per figure.
     slow_repeats : int, optional
-        Runs of stock where it takes minutes.
+        Runs of stock, if each takes minutes.
     tell : callable
         Gets a line before each step.
     """
@@ -138,7 +142,7 @@ def compare(
 
 
 def timed(action: Callable[[], Any]) -> float:
-    """Return the seconds that an action takes, garbage of the runs before collected."""
+    """Collect garbage, then return the seconds that an action takes."""
     gc.collect()
     begin = time.perf_counter()
     action()
@@ -158,7 +162,7 @@ def check_equal(model: Any, path: Path, load: Callable[[Any, Path], Any] | None 
 
 
 def perturb(model: Any, value: float) -> None:
-    """Give every weight another value than the file has."""
+    """Give every weight a value that differs from the file's."""
     import tensorflow as tf
 
     for weight in model.weights:

@@ -1,4 +1,4 @@
-"""TensorFlow 1 sessions: tf_keras' ``batch_set_value``, one run a variable, and fastassign, on graphs of their own."""
+"""TensorFlow 1 sessions: tf_keras' ``batch_set_value``, one ``Session.run`` a variable, and fastassign."""
 
 from __future__ import annotations
 
@@ -14,16 +14,7 @@ import numpy as np
 import fastassign
 from fastassign.benchmarks.cases.compare import timed
 
-HEAD = (
-    "case",
-    "stock first s",
-    "ours first s",
-    "stock / ours",
-    "stock later ms",
-    "ours later ms",
-    "stock / ours",
-    "one run each ms",
-)
+HEAD = ("case", "first call s", "ratio", "later call ms", "ratio", "one by one ms")
 
 _FILE_LAYERS = 500
 
@@ -37,7 +28,7 @@ class GraphComparison:
     case : str
         Variables and bytes.
     stock_first, ours_first : float
-        The first call in a graph, which makes its ops.
+        The first call in a graph, which creates its ops.
     stock, ours : float
         Later calls, in turns, in one graph.
     one_by_one : float or None
@@ -56,11 +47,9 @@ class GraphComparison:
         """The comparison as the cells of ``HEAD``."""
         return (
             self.case,
-            f"{self.stock_first:.2f}",
-            f"{self.ours_first:.2f}",
+            f"{self.stock_first:.2f} / {self.ours_first:.2f}",
             f"{self.stock_first / self.ours_first:.1f}",
-            f"{self.stock * 1e3:.1f}",
-            f"{self.ours * 1e3:.1f}",
+            f"{self.stock * 1e3:.1f} / {self.ours * 1e3:.1f}",
             f"{self.stock / self.ours:.1f}",
             "" if self.one_by_one is None else f"{self.one_by_one * 1e3:.0f}",
         )
@@ -111,7 +100,7 @@ def compare_assign(count: int, nbytes: int, *, repeats: int) -> GraphComparison:
 
         session = tf.compat.v1.get_default_session()
         for variable, array in zip(variables, arrays, strict=True):
-            # The ops are there: the comparison is of running them.
+            # The ops exist already, because this compares only their execution.
             session.run(variable._assign_op, {variable._assign_placeholder: array})
 
     def check(variables: list[Any]) -> None:
@@ -122,7 +111,8 @@ def compare_assign(count: int, nbytes: int, *, repeats: int) -> GraphComparison:
             if value.tobytes() != array.tobytes():
                 raise AssertionError(f"{variable.name} is not what was assigned")
 
-    return _compare(f"{count:,} x {nbytes / 1e3:.0f} KB", build, stock, ours, check, repeats, one_by_one=one_by_one)
+    contest = _Contest(build, stock, ours, check, one_by_one)
+    return contest.run(f"{count:,} x {nbytes / 1e3:.0f} KB", repeats)
 
 
 def compare_load(folder: Path, *, repeats: int) -> GraphComparison:
@@ -153,58 +143,72 @@ def compare_load(folder: Path, *, repeats: int) -> GraphComparison:
                 raise AssertionError(f"{weight.name} is not what the file holds")
 
     try:
-        return _compare(
-            "1,000 variables, 200 MB, from .h5",
+        contest = _Contest(
             build,
-            lambda model: model.load_weights(str(path)),
-            lambda model: fastassign.load_weights(model, path),
-            check,
-            repeats,
+            stock=lambda model: model.load_weights(str(path)),
+            ours=lambda model: fastassign.load_weights(model, path),
+            check=check,
         )
+        return contest.run("1,000 from .h5, 200 MB", repeats)
     finally:
         path.unlink()
 
 
-def _compare(
-    case: str,
-    build: Callable[[], Any],
-    stock: Callable[[Any], Any],
-    ours: Callable[[Any], Any],
-    check: Callable[[Any], None],
-    repeats: int,
-    one_by_one: Callable[[Any], Any] | None = None,
-) -> GraphComparison:
-    first: dict[str, list[float]] = {"stock": [], "ours": []}
-    for _ in range(max(repeats // 2, 1)):
-        for name, way in (("stock", stock), ("ours", ours)):
-            with _session():
-                target = _built(build)
-                first[name].append(timed(lambda: way(target)))  # noqa: B023 - called at once
-                check(target)
-    later: dict[str, list[float]] = {"stock": [], "ours": [], "one_by_one": []}
-    with _session():
-        target = _built(build)
-        stock(target)
-        ours(target)
-        ways = {"stock": stock, "ours": ours} | ({"one_by_one": one_by_one} if one_by_one else {})
-        for _ in range(repeats):
-            for name, way in ways.items():
-                later[name].append(timed(lambda: way(target)))  # noqa: B023 - called at once
-    return GraphComparison(
-        case=case,
-        stock_first=statistics.median(first["stock"]),
-        ours_first=statistics.median(first["ours"]),
-        stock=statistics.median(later["stock"]),
-        ours=statistics.median(later["ours"]),
-        one_by_one=statistics.median(later["one_by_one"]) if one_by_one else None,
-    )
+@dataclass(frozen=True, slots=True)
+class _Contest:
+    """Two ways to give the variables of a graph their values, or three.
+
+    Attributes
+    ----------
+    build : callable
+        Makes the variables, or a model, in the default graph.
+    stock, ours, one_by_one : callable
+        Give them their values.
+    check : callable
+        Raises if they have other values.
+    """
+
+    build: Callable[[], Any]
+    stock: Callable[[Any], Any]
+    ours: Callable[[Any], Any]
+    check: Callable[[Any], None]
+    one_by_one: Callable[[Any], Any] | None = None
+
+    def run(self, case: str, repeats: int) -> GraphComparison:
+        """Measure first calls, each in a graph of its own, and later calls in one graph."""
+        first: dict[str, list[float]] = {"stock": [], "ours": []}
+        for _ in range(max(repeats // 2, 1)):
+            for name, way in (("stock", self.stock), ("ours", self.ours)):
+                with _session():
+                    target = _built(self.build)
+                    first[name].append(timed(lambda: way(target)))  # noqa: B023 - called at once
+                    self.check(target)
+        later: dict[str, list[float]] = {"stock": [], "ours": [], "one_by_one": []}
+        with _session():
+            target = _built(self.build)
+            self.stock(target)
+            self.ours(target)
+            ways = {"stock": self.stock, "ours": self.ours}
+            if self.one_by_one is not None:
+                ways["one_by_one"] = self.one_by_one
+            for _ in range(repeats):
+                for name, way in ways.items():
+                    later[name].append(timed(lambda: way(target)))  # noqa: B023 - called at once
+        return GraphComparison(
+            case=case,
+            stock_first=statistics.median(first["stock"]),
+            ours_first=statistics.median(first["ours"]),
+            stock=statistics.median(later["stock"]),
+            ours=statistics.median(later["ours"]),
+            one_by_one=statistics.median(later["one_by_one"]) if later["one_by_one"] else None,
+        )
 
 
 def _built(build: Callable[[], Any]) -> Any:
     import tensorflow as tf
 
     target = build()
-    # Not part of what is measured: both would do it.
+    # Outside of the measurement, because both would need it.
     tf.compat.v1.get_default_session().run(tf.compat.v1.global_variables_initializer())
     return target
 

@@ -1,4 +1,4 @@
-"""The models that the figures are quoted for."""
+"""The models of the cases."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def tiny_layers(*, layers: int = 2500) -> Any:
 
 
 def demo_model() -> Any:
-    """Build a decoder that is made in two seconds: 170 MB in 131 tensors."""
+    """Build a decoder, which takes two seconds: 170 MB in 131 tensors."""
     return gpt_like(vocabulary=16_000, width=576, blocks=8, context=512)
 
 

@@ -1,1 +1,1 @@
-"""Loads to a GPU, measured."""
+"""Measurements of loads to a GPU."""

@@ -1,4 +1,4 @@
-"""The device that is measured: how it is reached, and what it is."""
+"""The device to measure: finding and describing it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastassign.devices.driver import Missing
 from fastassign.errors import Unsupported
 from fastassign.runtime import process_runtime
 
-# What TensorFlow opens before it looks at anything else.
+# Libraries that TensorFlow opens before it looks for devices.
 _LIBRARIES = ("libcuda.so.1", "libnvidia-ml.so.1")
 
 _SMI_FIELDS = {
@@ -39,7 +39,7 @@ class Card:
     name : str
         TensorFlow's full name of it.
     driver : Any
-        See ``fastassign.devices.driver.Driver``; here also what else CUDA's has.
+        See ``fastassign.devices.driver.Driver``; benchmarks also use CUDA's other functions.
     ordinal : int
         The driver's number of it.
     """
@@ -65,7 +65,7 @@ def find_card(device: str) -> Card:
     Raises
     ------
     Unsupported
-        TensorFlow does not see it, or nothing here reaches it; the message says why.
+        TensorFlow does not see it, or the driver can't be reached; the message says why.
     """
     import tensorflow as tf
 
@@ -87,7 +87,7 @@ def find_card(device: str) -> Card:
 
 
 def why_unseen() -> str:
-    """Return why TensorFlow sees no (other) GPU, as far as can be told."""
+    """Return why TensorFlow sees no (other) GPU, as far as that can be found out."""
     import tensorflow as tf
 
     seen = tf.config.list_logical_devices("GPU")
@@ -104,7 +104,7 @@ def why_unseen() -> str:
             return f"{library} can't be opened ({missing}), and without it TensorFlow registers no GPU"
     if tf.config.list_physical_devices("GPU"):
         return "this process made none of them visible (tf.config.set_visible_devices)"
-    return "TF_CPP_MIN_LOG_LEVEL=0 tells what it misses"
+    return "TF_CPP_MIN_LOG_LEVEL=0 makes it log the reason"
 
 
 def unopened(library: str) -> str:
@@ -117,12 +117,12 @@ def unopened(library: str) -> str:
 
 
 def describe(card: Card) -> dict[str, Any]:
-    """Return what a device is: by the driver, by nvidia-smi and by TensorFlow, whatever of that can be had."""
+    """Describe a device, as far as the driver, nvidia-smi and TensorFlow know it."""
     found: dict[str, Any] = {"device": card.name, "ordinal": card.ordinal, "unknown": []}
     for ask in (_by_smi, _by_driver, _by_tensorflow, _of_process):
         try:
             found.update(ask(card))
-        except Exception as error:  # noqa: BLE001 - a description has gaps where something is missing
+        except Exception as error:  # noqa: BLE001 - a description may have gaps
             found["unknown"].append(f"{ask.__name__.removeprefix('_')}: {type(error).__name__}: {error}")
     return found
 
@@ -143,7 +143,7 @@ def _by_driver(card: Card) -> dict[str, Any]:
         "cuda_of_driver": f"{version // 1000}.{version % 1000 // 10}",
         "copy_engines": attribute("ASYNC_ENGINE_COUNT"),
         "multiprocessors": attribute("MULTIPROCESSOR_COUNT"),
-        # Where it is 1, the card reads pageable memory by itself, and "pageable" means something else.
+        # If it is 1, the card reads pageable memory by itself, and "pageable" rates mean something else.
         "pageable_memory_access": attribute("PAGEABLE_MEMORY_ACCESS"),
     }
 
@@ -176,13 +176,13 @@ def _of_process(_: Card) -> dict[str, Any]:
 
 
 def locked_memory_limit() -> str:
-    """Return how much memory the system lets this process lock, in words."""
+    """Return the most memory that this process may lock, as text."""
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     return "unlimited" if soft == resource.RLIM_INFINITY else f"{soft:,} bytes"
 
 
 def sync() -> None:
-    """Wait until TensorFlow's devices have done what they were asked."""
+    """Wait until TensorFlow's devices have finished all work."""
     import tensorflow as tf
 
     tf.test.experimental.sync_devices()

@@ -20,25 +20,26 @@ from fastassign.benchmarks.device.copies import Landing, copy_seconds, leased, o
 from fastassign.benchmarks.device.roof import read_seconds, roofs
 from fastassign.benchmarks.limits.peak import with_peaks
 from fastassign.benchmarks.steps import Steps
+from fastassign.options import DeviceOptions, LoadOptions
 from fastassign.runtime import process_runtime
 
-# What is asked of a load, by name.
-WAYS: Mapping[str, Mapping[str, Any]] = {
-    "auto": {},
-    "auto, index read": {"index_cache": False},
-    "direct": {"route": "direct"},
-    "fused, split": {"route": "fused", "cut": "split"},
-    "fused, function": {"route": "fused", "cut": "function"},
-    "fused, scatter": {"route": "fused", "cut": "scatter"},
-    "eager": {"route": "eager"},
-    "auto, not page-locked": {"page_lock": False},
+# The options of each way to load.
+WAYS: Mapping[str, LoadOptions] = {
+    "auto": LoadOptions(),
+    "auto, index read": LoadOptions(index_cache=False),
+    "direct": LoadOptions(device=DeviceOptions(route="direct")),
+    "fused, split": LoadOptions(device=DeviceOptions(route="fused", cut="split")),
+    "fused, function": LoadOptions(device=DeviceOptions(route="fused", cut="function")),
+    "fused, scatter": LoadOptions(device=DeviceOptions(route="fused", cut="scatter")),
+    "eager": LoadOptions(device=DeviceOptions(route="eager")),
+    "auto, not page-locked": LoadOptions(device=DeviceOptions(page_lock=False)),
 }
 
-# The same bytes, measured in turns with the loads: copied to the device out of page-locked slots, read into them out of
-# the page cache, and both.
+# The same bytes, measured in turns with the loads: copied from page-locked slots to the device, read from the page
+# cache into the slots, and both.
 LIMITS = ("pinned", "page cache", "roof")
 
-# Where stock takes longer than this, it is not repeated as often as the rest.
+# If stock takes longer than this, it is not repeated as often as the rest.
 _SLOW_SECONDS = 5.0
 _SLOW_REPEATS = 1
 
@@ -50,18 +51,18 @@ class Measured:
     Attributes
     ----------
     case, way : str
-        What is loaded, and how.
+        The model and file, and the key of the way in ``WAYS``.
     nbytes, tensors : int
         Bytes that are read from the file, and variables.
     cold : float or None
         The first load that way in the process, which page-locks its slots and compiles what it needs.
     load, repeated : float or None
-        ``load_weights`` (stock's or fastassign's, the index in the cache), and ``Loader.load``; of ``LIMITS`` the
+        ``load_weights`` (stock's or fastassign's, the index in the cache), and ``Loader.load``; for ``LIMITS`` the
         copies alone.
     runs : dict of str to list of float
-        What stands behind the medians.
+        The seconds behind the medians.
     memory : dict
-        See ``with_peaks``; and what the plan says.
+        See ``with_peaks``; and the figures of the plan.
     report : dict
         Routes, stages in seconds, fallbacks and reasons of the last loads.
     error : str or None
@@ -81,15 +82,16 @@ class Measured:
     error: str | None = None
 
     def settle(self) -> None:
-        """Make medians of the runs."""
+        """Take the medians of the runs."""
         self.load = statistics.median(self.runs["load"]) if self.runs.get("load") else None
         self.repeated = statistics.median(self.runs["repeated"]) if self.runs.get("repeated") else None
 
 
-class DeviceComparison:
-    """All ways to load one file, checked and then measured in turns.
+@dataclass(frozen=True, slots=True, eq=False)
+class Subject:
+    """A model on a device, and its file.
 
-    Parameters
+    Attributes
     ----------
     case : str
         A name for the table.
@@ -99,30 +101,37 @@ class DeviceComparison:
         The file.
     card : Card
         The device.
+    """
+
+    case: str
+    model: Any
+    path: Path
+    card: Card
+
+
+class DeviceComparison:
+    """All ways to load one file, checked and then measured in turns.
+
+    Parameters
+    ----------
+    subject : Subject
+        The model and its file.
     steps : Steps
-        Who is told.
+        Runs the measurements, and tells of them.
     slot_bytes : int
         Size of the copies that the limits are measured by.
-    ways : mapping of str to mapping
+    ways : mapping of str to LoadOptions
         Options of each way beside stock.
     """
 
     def __init__(
-        self,
-        case: str,
-        model: Any,
-        path: Path,
-        card: Card,
-        steps: Steps,
-        *,
-        slot_bytes: int,
-        ways: Mapping[str, Mapping[str, Any]] = WAYS,
+        self, subject: Subject, steps: Steps, *, slot_bytes: int, ways: Mapping[str, LoadOptions] = WAYS
     ) -> None:
-        self.case, self.model, self.path, self.card, self.steps = case, model, path, card, steps
-        self.slot_bytes, self.ways = slot_bytes, ways
-        self.nbytes, self.tensors = fastassign.inspect(path).nbytes, len(model.weights)
+        self.case, self.model, self.path, self.card = subject.case, subject.model, subject.path, subject.card
+        self.steps, self.slot_bytes, self.ways = steps, slot_bytes, ways
+        self.nbytes, self.tensors = fastassign.inspect(self.path).nbytes, len(self.model.weights)
         self.measured: dict[str, Measured] = {}
-        self._threads = fastassign.LoadOptions().device.threads
+        self._threads = DeviceOptions().threads
         self._expected: list[np.ndarray[Any, Any]] = []
 
     def run(self, repeats: int) -> list[dict[str, Any]]:
@@ -147,13 +156,13 @@ class DeviceComparison:
         self.measured[way] = Measured(self.case, way, self.nbytes, self.tensors)
         return self.measured[way]
 
-    def _attempt(self, way: str, what: str, action: Callable[[], Any]) -> bool:
-        found = self.steps.run(f"{self.case}: {way}: {what}", lambda: {"done": action()})
+    def _attempt(self, way: str, step: str, action: Callable[[], Any]) -> bool:
+        found = self.steps.run(f"{self.case}: {way}: {step}", lambda: {"done": action()})
         self.measured[way].error = found.get("error", self.measured[way].error)
         return "error" not in found
 
     def _checked(self, stack: ExitStack) -> dict[str, dict[str, Callable[[], Any]]]:
-        """Return what is to be measured of each way that loads what stock loads."""
+        """Return the actions to measure of each way that loads the values that stock loads."""
         self._new("stock")
 
         def stock() -> None:
@@ -164,16 +173,15 @@ class DeviceComparison:
         if self._attempt("stock", "the values to compare with", lambda: self._first("stock", stock)):
             self._expected = [_bits(weight) for weight in self.model.weights]
             ways["stock"] = {"load": stock}
-        for name, knobs in self.ways.items():
+        for name, options in self.ways.items():
             self._new(name)
-            options = fastassign.LoadOptions(device=fastassign.DeviceOptions(**knobs))
             actions = self._actions(name, options, stack)
             if self._attempt(name, "checking bit for bit", lambda a=actions, n=name: self._check(n, a)):  # type: ignore[misc]
                 ways[name] = actions
-                self._attempt(name, "what the plan says", lambda o=options, n=name: self._plan(n, o))  # type: ignore[misc]
+                self._attempt(name, "the figures of the plan", lambda o=options, n=name: self._plan(n, o))  # type: ignore[misc]
         return ways
 
-    def _actions(self, name: str, options: fastassign.LoadOptions, stack: ExitStack) -> dict[str, Callable[[], Any]]:
+    def _actions(self, name: str, options: LoadOptions, stack: ExitStack) -> dict[str, Callable[[], Any]]:
         loader = stack.enter_context(fastassign.Loader(self.model, options=options))
         row = self.measured[name]
 
@@ -191,7 +199,7 @@ class DeviceComparison:
         return {"load": load, "repeated": repeated}
 
     def _first(self, name: str, load: Callable[[], Any]) -> None:
-        """Load the first time: with other values before, page-locked memory given back, and memory watched."""
+        """Load the first time: over other values, with page-locked memory given back, and peak memory measured."""
         perturb(self.model, 2.0)
         sync()
         process_runtime().staging.release()
@@ -205,7 +213,7 @@ class DeviceComparison:
     def _check(self, name: str, actions: Mapping[str, Callable[[], Any]]) -> None:
         self._first(name, actions["load"])
         self._compare(name)
-        # Twice: the first time a loader makes what it keeps.
+        # Twice, because a loader makes the things that it keeps in its first load.
         for _ in range(2):
             perturb(self.model, 3.0)
             actions["repeated"]()
@@ -216,7 +224,7 @@ class DeviceComparison:
             if not np.array_equal(_bits(weight), expected):
                 raise AssertionError(f"{weight.path} differs from what stock Keras loads ({name})")
 
-    def _plan(self, name: str, options: fastassign.LoadOptions) -> None:
+    def _plan(self, name: str, options: LoadOptions) -> None:
         plan = fastassign.plan(self.model, self.path, options=options)
         row = self.measured[name]
         row.memory["host_planned_bytes"] = plan.staging_bytes
@@ -239,7 +247,7 @@ class DeviceComparison:
         with leased(self.card, 8, piece) as leases, opened(self.card) as stream:
             sources = [lease.address for lease in leases]
             total = -(-self.nbytes // piece) * piece
-            # By the device's clock, for the bytes of the file.
+            # The device's clock times whole pieces; this is the share of the file's own bytes.
             share = self.nbytes / total
             yield lambda: share * copy_seconds(self.card, stream, sources, piece, total, landing)
 
@@ -259,7 +267,7 @@ class DeviceComparison:
             if row.error:
                 return
             try:
-                # Limits know their own seconds.
+                # A limit returns its seconds itself.
                 seconds = action() if name in LIMITS else timed(action)
             except Exception as error:  # noqa: BLE001 - the other ways go on
                 row.error = f"{type(error).__name__}: {error}"[:2000]
@@ -290,7 +298,7 @@ def _bits(weight: Any) -> np.ndarray[Any, Any]:
 
 
 def timed(action: Callable[[], Any]) -> float:
-    """Return the seconds that an action takes; garbage is collected between the runs, which takes longer than most."""
+    """Return the seconds that an action takes. Garbage is collected between runs, because that may take longer."""
     begin = time.perf_counter()
     action()
     return time.perf_counter() - begin

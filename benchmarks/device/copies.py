@@ -1,4 +1,4 @@
-"""Copies to a device, by the seam alone: TensorFlow only lends the memory there."""
+"""Copies to a device through the driver alone; TensorFlow only provides the memory there."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _MiB = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopySizes:
-    """How much is copied.
+    """Sizes of copies and reads, and how often they are measured.
 
     Attributes
     ----------
     total_bytes : int
-        Bytes of one measurement; of the file that is read too.
+        Bytes of one measurement, and of the file that is read.
     slot_bytes : tuple of int
-        Sizes of a copy; the first is what the options have.
+        Sizes of a copy; the first is the default of the options.
     slots : int
         Slots of a ring.
     threads : tuple of int
-        Threads that read.
+        Numbers of reading threads.
     lock_bytes : int
-        Memory that is page-locked at once.
+        Memory to page-lock at once.
     repeats : int
         Runs behind each median.
     """
@@ -45,14 +45,14 @@ class CopySizes:
 
 
 class Landing:
-    """Memory of a device that copies go to, over and over.
+    """Memory of a device that copies go to, again and again.
 
     Parameters
     ----------
     card : Card
         The device.
     nbytes : int
-        How much.
+        Its size.
     """
 
     def __init__(self, card: Card, nbytes: int) -> None:
@@ -61,14 +61,14 @@ class Landing:
         self._address = tensors.address(self._tensor, card.name)
 
     def at(self, offset: int, nbytes: int) -> int:
-        """Return an address for bytes that come from an offset."""
+        """Return the address for bytes from an offset of the source."""
         room = self.nbytes - nbytes
         return self._address + (offset % room // 64 * 64 if room > 0 else 0)
 
 
 @contextmanager
 def leased(card: Card, count: int, nbytes: int, *, locked: bool = True) -> Iterator[list[StagingBuffer]]:
-    """Lend host memory as the library makes it, and give it to the system afterwards."""
+    """Lend host memory, made as the library makes it, and return it to the system afterwards."""
     pool = StagingPool()
     locker = Locker(card.driver, card.ordinal) if locked else None
     leases: list[StagingBuffer] = []
@@ -84,7 +84,7 @@ def leased(card: Card, count: int, nbytes: int, *, locked: bool = True) -> Itera
 
 
 def copy_seconds(card: Card, stream: Any, sources: Sequence[int], piece: int, total: int, landing: Landing) -> float:
-    """Copy pieces out of host memory, again and again, and return the seconds by the device's clock."""
+    """Copy pieces from host memory, again and again, and return the seconds by the device's clock."""
     with stream:
         first = stream.record(timed=True)
         for i in range(max(total // piece, 1)):
@@ -109,7 +109,7 @@ def opened(card: Card) -> Iterator[Any]:
 
 
 def copy_rate(card: Card, sizes: CopySizes, piece: int, *, locked: bool) -> dict[str, Any]:
-    """Measure copies of one size out of a ring of slots."""
+    """Measure copies of one size from a ring of slots."""
     landing = Landing(card, sizes.slots * piece)
     with leased(card, sizes.slots, piece, locked=locked) as leases, opened(card) as stream:
         sources = [lease.address for lease in leases]
@@ -119,6 +119,6 @@ def copy_rate(card: Card, sizes: CopySizes, piece: int, *, locked: bool) -> dict
 
 
 def rated(nbytes: int, runs: Sequence[float]) -> dict[str, Any]:
-    """Return a median, the rate that it means in GB/s (1e9 bytes), and the runs."""
+    """Return the median of the runs, its rate in GB/s (1e9 bytes), and the runs."""
     seconds = statistics.median(runs)
     return {"nbytes": nbytes, "seconds": seconds, "gbps": nbytes / seconds / 1e9, "runs": list(runs)}

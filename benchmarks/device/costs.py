@@ -1,4 +1,4 @@
-"""What single steps of a load to a device take: the figures behind ``fastassign/planning/costs.py``."""
+"""The costs of single steps of a load to a device: the figures behind ``fastassign/planning/costs.py``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fastassign.planning.routes import ALIGNMENT, place
 from fastassign.streaming.buffers import aligned_array
 from fastassign.targets.variables import tf_target
 
-HEAD = ("step", "constant", "measured us", "in costs.py us", "runs")
+HEAD = ("step", "constant", "measured us", "costs.py us", "runs")
 
 # Variables of a measurement, and the rows and columns of each: 4 KB.
 VARIABLES = 1000
@@ -42,7 +42,7 @@ class Costs:
     card : Card
         The device.
     variables : int
-        How many a measurement has.
+        How many variables a measurement has.
     repeats : int
         Runs behind each median.
     side : int
@@ -59,7 +59,7 @@ class Costs:
         sync()
 
     def each(self, action: Callable[[], Any], *, of: int | None = None) -> dict[str, Any]:
-        """Time an action again and again: one of its ``of`` steps (one for each variable) takes how long?"""
+        """Time an action repeatedly; return the seconds of one of its ``of`` steps (default: one for each variable)."""
         steps = of or self.count
         action()
         runs = []
@@ -104,7 +104,7 @@ class Costs:
         return self.each(self.empties)
 
     def address(self) -> dict[str, Any]:
-        """Ask for addresses by DLPack, nothing under way."""
+        """Ask for addresses by DLPack, while the device is idle."""
         values = self.empties()
         return self.each(lambda: [tensors.address(value, self.card.name) for value in values])
 
@@ -131,7 +131,7 @@ class Costs:
             return self.each(submit)
 
     def batch(self, cut: str, variables: Sequence[Any]) -> Batch:
-        """Plan a batch of variables, as a load has it."""
+        """Plan a batch of variables, as a load does."""
         card, options = self.card, LoadOptions(device=DeviceOptions(route="fused", cut=cut))  # type: ignore[arg-type]
         devices = Devices(reached={card.name: Device(card.name)})
         slot_bytes = 2 * (self.nbytes + ALIGNMENT) * len(variables) + (1 << 20)
@@ -147,11 +147,11 @@ class Costs:
         return batch
 
     def slab(self, batch: Batch) -> Any:
-        """Make the tensor that the values of a batch come in."""
+        """Make the tensor that holds the values of a batch."""
         return tensors.empty((batch.arena_bytes // ALIGNMENT, ALIGNMENT // 4), "float32", self.card.name)
 
     def split(self) -> dict[str, Any]:
-        """Cut a slab of one shape up by eager ops, and assign the pieces."""
+        """Cut up a slab of one shape by eager ops, and assign the pieces."""
         return self._split(self.variables)
 
     def split_runs(self) -> dict[str, Any]:
@@ -185,7 +185,7 @@ class Costs:
         return {"seconds": statistics.median(runs), "runs": runs}
 
     def function_call(self) -> dict[str, Any]:
-        """Call a function that is there."""
+        """Call a function that exists already."""
         batch = self.batch("function", self.variables)
         slab, fusions = self.slab(batch), Fusions()
 
@@ -227,7 +227,7 @@ class Costs:
             kind=kind,  # type: ignore[arg-type]
         )
         with leased(card, 1, max(count * self.nbytes, rows.nbytes)) as (lease,), opened(card) as stream:
-            # Zeros are numbers of every kind; the table comes after them.
+            # Zeros are valid values of every dtype. The table is uploaded after them.
             lease.memory[:] = 0
             self._upload(stream, addresses[0], lease.address, count * self.nbytes)
             lease.memory[: rows.nbytes].view(np.int64)[:] = rows.reshape(-1)
@@ -277,20 +277,20 @@ def measure_costs(card: Card, steps: Steps, *, repeats: int = 5, variables: int 
         return [{"step": "variables", "constant": "", **failed}]
     (measure,) = made
     plan: list[tuple[str, str, Callable[[], dict[str, Any]]]] = [
-        ("raw assignment of a tensor of the device", "ASSIGN", measure.assign),
+        ("assignment of a device tensor", "ASSIGN", measure.assign),
         ("Empty", "", measure.empty),
         ("to_dlpack", "", measure.address),
         ("Empty and to_dlpack", "ALLOCATE", measure.allocate),
         ("an eager op (Reshape)", "OP", measure.ops),
-        ("split (SplitV, Reshape, Unpack, assignment), one shape, a variable", "", measure.split),
-        ("split, a shape for each variable, a variable", "", measure.split_runs),
-        ("function, made and called once, a variable", "FUNCTION_MAKE", measure.function_make),
-        ("function, called, a variable", "FUNCTION_CALL", measure.function_call),
+        ("split, one shape, a variable", "", measure.split),
+        ("split, many shapes, a variable", "", measure.split_runs),
+        ("function, first call, a variable", "FUNCTION_MAKE", measure.function_make),
+        ("function, later call, a variable", "FUNCTION_CALL", measure.function_call),
         ("copy of 4 KB", "", lambda: measure.copy(fences=False)),
         ("copy of 4 KB and fence", "", lambda: measure.copy(fences=True)),
         ("launch of scatter, submitted", "", lambda: measure.launch(kind="copy", submit_only=True)),
         (
-            f"scatter of {count} values of 4 KB, by the device",
+            f"scatter of {count} x 4 KB, on device",
             "",
             lambda: measure.launch(kind="copy", submit_only=False),
         ),
@@ -309,7 +309,7 @@ def rows_of(found: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
         (
             row["step"],
             row["constant"],
-            f"failed: {row['error'][:200]}" if "error" in row else f"{row['seconds'] * 1e6:.2f}",
+            "FAILED" if "error" in row else f"{row['seconds'] * 1e6:.2f}",
             f"{row['planned'] * 1e6:g}" if "planned" in row else "",
             str(len(row.get("runs", ()))),
         )

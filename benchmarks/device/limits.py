@@ -1,4 +1,4 @@
-"""What the way to a device carries at most, and what page-locking the memory on it takes."""
+"""The highest rates of the way to a device, and the cost of page-locking the memory on it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fastassign.benchmarks.device.roof import read, read_rate, roof_rate, spread
 from fastassign.benchmarks.steps import Steps
 from fastassign.devices.cuda import CurrentContext
 
-HEAD = ("limit", "how", "GB/s", "s")
+HEAD = ("limit", "how", "GB/s", "s", "lock s/GB", "read GB/s")
 
 _MiB = 1 << 20
 
@@ -34,11 +34,11 @@ def measure_limits(card: Card, folder: Path, sizes: CopySizes, steps: Steps) -> 
     card : Card
         The device.
     folder : pathlib.Path
-        Where a file of ``sizes.total_bytes`` is written, and removed.
+        The folder for a file of ``sizes.total_bytes``, which is removed.
     sizes : CopySizes
-        How much is copied.
+        Sizes of the copies.
     steps : Steps
-        Runs each on its own.
+        Runs each measurement on its own.
 
     Returns
     -------
@@ -62,10 +62,10 @@ def measure_limits(card: Card, folder: Path, sizes: CopySizes, steps: Steps) -> 
         *(
             ("page-locking", name, partial(_lock_costs, card, sizes, path, make))
             for name, make in (
-                ("mmap, huge pages, registered", partial(_registered, huge=True)),
-                ("mmap, registered", partial(_registered, huge=False)),
-                ("mmap, huge pages, touched, registered", partial(_registered, huge=True, touched=True)),
-                ("mmap, touched, registered", partial(_registered, huge=False, touched=True)),
+                ("mmap, huge pages", partial(_registered, huge=True)),
+                ("mmap", partial(_registered, huge=False)),
+                ("mmap, huge, touched", partial(_registered, huge=True, touched=True)),
+                ("mmap, touched", partial(_registered, huge=False, touched=True)),
                 ("cuMemHostAlloc", _allocated),
             )
         ),
@@ -102,20 +102,18 @@ def rows_of(limits: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     """Return limits as cells of ``HEAD``."""
     rows: list[tuple[str, ...]] = []
     for limit in limits:
-        locking = (
-            f"; {limit['lock_seconds_per_gb'] + limit['touch_seconds_per_gb']:.3f} s/GB to lock, "
-            f"read into at {limit['read_gbps']:.1f} GB/s"
-            if "lock_seconds_per_gb" in limit
-            else ""
-        )
-        rate = f"failed: {limit['error'][:200]}" if "error" in limit else f"{limit['gbps']:.2f}"
-        rows.append((limit["limit"], limit["how"] + locking, rate, f"{limit.get('seconds', 0):.4f}"))
+        locking = ("", "")
+        if "lock_seconds_per_gb" in limit:
+            seconds = limit["lock_seconds_per_gb"] + limit["touch_seconds_per_gb"]
+            locking = (f"{seconds:.3f}", f"{limit['read_gbps']:.1f}")
+        rate = "FAILED" if "error" in limit else f"{limit['gbps']:.2f}"
+        rows.append((limit["limit"], limit["how"], rate, f"{limit.get('seconds', 0):.4f}", *locking))
     return rows
 
 
 @dataclass(slots=True)
 class _Locked:
-    """Page-locked memory, what making it took, and how it goes."""
+    """Page-locked memory, the seconds that it took to make, and a function that frees it."""
 
     array: np.ndarray[Any, Any]
     touch_seconds: float
@@ -158,7 +156,7 @@ def _allocated(card: Card, nbytes: int) -> _Locked:
 
 
 def _lock_costs(card: Card, sizes: CopySizes, path: Path, make: Callable[[Card, int], _Locked]) -> dict[str, Any]:
-    """Measure a way to page-lock memory: what it takes, and what copies and reads it carries then."""
+    """Measure a way to page-lock memory: its cost, and the rates of copies from it and reads into it."""
     piece, nbytes = sizes.slot_bytes[0], sizes.lock_bytes
     landing = Landing(card, piece * sizes.slots)
     touch, lock, unlock, copies, reads = [], [], [], [], []

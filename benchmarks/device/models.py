@@ -31,7 +31,7 @@ def large_kernels(*, width: int = 4096, inner: int = 11008, vocabulary: int = 32
 
 
 def stack_of(sizes: list[tuple[str, int, int]]) -> Any:
-    """Return a built model of kernels whose initial values cost nothing."""
+    """Return a built model of kernels with cheap initial values."""
     import keras
 
     class Stack(keras.Model):  # type: ignore[misc] # keras is untyped
@@ -49,7 +49,7 @@ def stack_of(sizes: list[tuple[str, int, int]]) -> Any:
 
 @contextmanager
 def policy(name: str) -> Iterator[None]:
-    """Make layers of a dtype policy in this block."""
+    """Use a dtype policy for the layers that are made in this block."""
     import keras
 
     before = keras.config.dtype_policy()
@@ -67,13 +67,13 @@ def built_on(device: str, build: Callable[[], Any]) -> Any:
     try:
         with tf.device(device):
             return build()
-    except Exception:  # noqa: BLE001 - an initialiser's op may be missing there: what it makes is replaced anyway
+    except Exception:  # noqa: BLE001 - the device may lack an initialiser's op, and a load replaces its value anyway
         with tf.device(device), fastassign.deferred_init():
             return build()
 
 
 def save_random(model: Any, path: Path) -> None:
-    """Give every variable random bits that are numbers, and save them with Keras."""
+    """Give every variable random numbers, and save them with Keras."""
     rng = np.random.default_rng(0)
     for weight in model.weights:
         weight.assign(rng.random(tuple(weight.shape), np.float32) - np.float32(0.5))
@@ -81,12 +81,12 @@ def save_random(model: Any, path: Path) -> None:
 
 
 def save_like(small: Any, large: Any, path: Path) -> None:
-    """Write the file of a large model of float32 without its values ever being in memory.
+    """Write the file of a large float32 model without having its values in memory.
 
     Parameters
     ----------
     small, large : keras.Model
-        Two models of the same layers, by name; Keras saves the first, whose datasets are then replaced.
+        Two models with the same layers, by name. Keras saves the small one, then its datasets are replaced.
     path : pathlib.Path
         A ``.weights.h5`` file.
     """
@@ -105,13 +105,13 @@ def save_like(small: Any, large: Any, path: Path) -> None:
             for start in range(0, shape[0], rows):
                 count = min(rows, shape[0] - start)
                 values = np.resize(block, count * shape[1]).reshape(count, shape[1])
-                # No two pieces are alike, so that one in another's place shows.
+                # Every piece is different, so that a misplaced one is noticed.
                 values[0, 0] = number + start / 1e6
                 dataset[start : start + count] = values
 
 
 def available_bytes() -> int:
-    """Return the memory that the system has left, page cache that may go included."""
+    """Return the memory that the system has left, including page cache that it may drop."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
@@ -120,20 +120,20 @@ def available_bytes() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is loaded.
+    """A model to load, and its file.
 
     Attributes
     ----------
     title : str
-        What it is.
+        A description for the table.
     build : callable
         Builds the model.
     save : callable
-        Writes its file (that of G and H once), given the model and the folder; returns the path.
+        Writes the file into a folder, given the model and the folder, and returns the path. G and H share one file.
     nbytes : int
-        About how large the file is.
+        The approximate size of the file.
     is_large : bool
-        Whether it is left out, unless asked for, where memory is short.
+        Whether the case is left out where disk or memory is short, unless it is asked for.
     """
 
     title: str
@@ -143,7 +143,7 @@ class Case:
     is_large: bool = False
 
     def fits(self, folder: Path) -> bool:
-        """Whether disk and memory are enough: for the file, the page cache, and what it is compared with."""
+        """Whether disk and memory are enough for the file, the page cache, and the values to compare with."""
         free = shutil.disk_usage(folder).free
         return not self.is_large or (free > 2 * self.nbytes and available_bytes() > 4 * self.nbytes)
 
@@ -156,7 +156,7 @@ def _save_gpt(model: Any, folder: Path) -> Path:
 
 
 def _save_half(model: Any, folder: Path) -> Path:
-    del model  # its file is that of the model in float32
+    del model  # the file holds the model in float32
     path = folder / "G.weights.h5"
     return path if path.exists() else _save_gpt(built_on("/CPU:0", gpt_like), folder)
 

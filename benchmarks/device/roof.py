@@ -1,4 +1,4 @@
-"""How fast a file comes out of the page cache, and on to a device: the roof of the route ``"direct"``."""
+"""The rate from the page cache, and on to a device: the upper limit (roof) of the route ``"direct"``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastassign.benchmarks.device.card import Card
 from fastassign.benchmarks.device.copies import CopySizes, Landing, leased, opened, rated
 from fastassign.devices.staging import StagingBuffer
 
-# As many as the library has beyond those that threads fill: what they have filled is on its way meanwhile.
+# Slots beyond one a thread, as many as the library has: filled ones are copied while threads fill others.
 _SPARE_SLOTS = 2
 
 
@@ -46,7 +46,7 @@ def spread(path: Path, threads: int, piece: int, consume: Callable[[int, int, in
 
     try:
         with ThreadPoolExecutor(threads) as pool:
-            # The threads are there before the clock runs.
+            # Start all threads before the clock runs.
             list(pool.map(lambda _: time.sleep(0.005), range(threads)))
             begin = time.perf_counter()
             for done in [pool.submit(work, number) for number in range(threads)]:
@@ -89,7 +89,7 @@ class Roof:
     slot_bytes : int
         Bytes of a slot.
     leases : sequence of StagingBuffer
-        The slots' memory; whoever lends it takes it back.
+        The slots' memory, which the caller takes back.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Roof:
 
             def consume(number: int, start: int, count: int, descriptor: int) -> None:
                 del number
-                # First in, first out: the slot whose copy is oldest.
+                # First in, first out: this is the slot with the oldest copy.
                 lease, fence = free.get()
                 try:
                     if fence is not None:
@@ -131,7 +131,7 @@ class Roof:
 
 @contextmanager
 def roofs(card: Card, path: Path, *, threads: int, slot_bytes: int) -> Iterator[Roof]:
-    """Return a roof, with memory of its own."""
+    """Return a roof with slots of its own."""
     with leased(card, threads + _SPARE_SLOTS, slot_bytes) as leases:
         yield Roof(card, path, threads=threads, slot_bytes=slot_bytes, leases=leases)
 

@@ -1,24 +1,24 @@
-"""Loads to a device with one knob turned at a time: the figures behind the defaults of ``LoadOptions``."""
+"""Loads to a device with one option changed at a time: the figures behind the defaults of ``DeviceOptions``."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import fastassign
-from fastassign.benchmarks.device.card import Card, sync
-from fastassign.benchmarks.device.compare import timed
+from fastassign.benchmarks.device.card import sync
+from fastassign.benchmarks.device.compare import Subject, timed
 from fastassign.benchmarks.device.copies import CopySizes, copy_rate
 from fastassign.benchmarks.steps import Steps
+from fastassign.options import DeviceOptions, LoadOptions
 from fastassign.runtime import process_runtime
 
 HEAD = ("options", "load; repeated s", "GB/s", "of pinned")
 
 _MiB = 1 << 20
 
-# Knobs that were not measured on a card, one after the other; the rest is as it is by default.
+# Options to change, one after the other; all others have their defaults.
 KNOBS: Sequence[Mapping[str, Any]] = (
     *({"threads": count} for count in (1, 2, 4, 8, 12, 16)),
     *({"slot_bytes": size * _MiB} for size in (2, 4, 8, 16, 32)),
@@ -27,25 +27,17 @@ KNOBS: Sequence[Mapping[str, Any]] = (
 )
 
 
-def measure_sweep(
-    model: Any, path: Path, card: Card, sizes: CopySizes, steps: Steps, *, repeats: int = 2
-) -> list[dict[str, Any]]:
+def measure_sweep(subject: Subject, sizes: CopySizes, steps: Steps) -> list[dict[str, Any]]:
     """Measure loads of one file under each of ``KNOBS``.
 
     Parameters
     ----------
-    model : keras.Model
-        The model, its variables on the device.
-    path : pathlib.Path
-        The file, in the page cache.
-    card : Card
-        The device.
+    subject : Subject
+        The model and its file, which is in the page cache.
     sizes : CopySizes
-        How much is copied to measure the rate that they are compared with.
+        Sizes of the copies that the loads are compared with, and the runs behind each median.
     steps : Steps
-        Runs each on its own.
-    repeats : int
-        Runs behind each median.
+        Runs each measurement on its own.
 
     Returns
     -------
@@ -53,11 +45,11 @@ def measure_sweep(
         ``options``, and medians in seconds, GB/s and shares of the page-locked rate of ``load`` and ``repeated``; or
         an error.
     """
-    nbytes = fastassign.inspect(path).nbytes
-    pinned = steps.run("sweep: the page-locked rate", lambda: copy_rate(card, sizes, sizes.slot_bytes[0], locked=True))
+    nbytes, piece = fastassign.inspect(subject.path).nbytes, sizes.slot_bytes[0]
+    pinned = steps.run("sweep: the page-locked rate", lambda: copy_rate(subject.card, sizes, piece, locked=True))
     rows = []
     for knobs in KNOBS:
-        found = steps.run(f"sweep: {dict(knobs)}", lambda k=knobs: _turned(model, path, k, repeats))  # type: ignore[misc]
+        found = steps.run(f"sweep: {dict(knobs)}", lambda k=knobs: _changed(subject, k, sizes.repeats))  # type: ignore[misc]
         for kind in ("load", "repeated"):
             if kind in found:
                 found[f"{kind}_gbps"] = nbytes / found[kind] / 1e9
@@ -67,20 +59,20 @@ def measure_sweep(
     return rows
 
 
-def _turned(model: Any, path: Path, knobs: Mapping[str, Any], repeats: int) -> dict[str, Any]:
+def _changed(subject: Subject, knobs: Mapping[str, Any], repeats: int) -> dict[str, Any]:
     process_runtime().staging.release()
-    options = fastassign.LoadOptions(device=fastassign.DeviceOptions(**knobs))
+    options = LoadOptions(device=DeviceOptions(**knobs))
 
     def load() -> None:
-        fastassign.load_weights(model, path, options=options)
+        fastassign.load_weights(subject.model, subject.path, options=options)
         sync()
 
     def repeated() -> None:
-        loader.load(path)
+        loader.load(subject.path)
         sync()
 
-    with fastassign.Loader(model, options=options) as loader:
-        # Twice: the first time a loader makes what it keeps.
+    with fastassign.Loader(subject.model, options=options) as loader:
+        # Twice, because a loader makes the things that it keeps in its first load.
         repeated()
         repeated()
         runs = {

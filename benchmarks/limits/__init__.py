@@ -1,1 +1,1 @@
-"""What figures are held against: the limit of the hardware, and memory."""
+"""The limits of the hardware, and peak memory."""

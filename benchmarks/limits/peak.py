@@ -1,4 +1,4 @@
-"""How much memory a load takes beyond the model: of the host in a process of its own, of a device where it is loaded.
+"""The memory that a load takes beyond the model: host memory in a process of its own, device memory in this process.
 
 ``python -m fastassign.benchmarks.limits.peak module:function file.weights.h5 fastassign`` prints one line of JSON.
 """
@@ -24,13 +24,13 @@ def peak_extra_bytes(model: str, path: Path, loader: str) -> dict[str, int]:
     path : pathlib.Path
         The file.
     loader : {"stock", "fastassign"}
-        Who loads.
+        The loader to measure.
 
     Returns
     -------
     dict of str to int
-        ``extra``: bytes by which the resident set grew at its highest; ``planned``: what the plan said; ``largest``:
-        bytes of the largest variable.
+        ``extra``: bytes by which peak RSS rose; ``planned``: bytes that the plan states; ``largest``: bytes of the
+        largest variable.
     """
     command = [sys.executable, "-m", "fastassign.benchmarks.limits.peak", model, str(path), loader]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -56,21 +56,20 @@ def _measure(name: str, path: str, loader: str) -> dict[str, int]:
 
 
 def with_peaks(device: str, action: Callable[[], Any]) -> dict[str, Any]:
-    """Do something, and return how far memory grew meanwhile at its highest.
+    """Do something, and return how far its peak memory was above the memory before.
 
     Parameters
     ----------
     device : str
         TensorFlow's short name, such as ``GPU:0``.
     action : callable
-        What to do.
+        The action to measure.
 
     Returns
     -------
     dict
-        ``device_extra_bytes``, by TensorFlow's allocator, and ``host_extra_bytes``, of the resident set; what could
-        not be measured is missing, and ``unmeasured`` says why: an allocator may keep no statistics, as that of a CPU
-        where TensorFlow leaves oneDNN off.
+        ``device_extra_bytes``, counted by TensorFlow's allocator, and ``host_extra_bytes``, by RSS. A figure that can't
+        be measured is missing, and ``unmeasured`` says why.
     """
     unmeasured: list[str] = []
     host = _guarded(_reset_host, unmeasured)
@@ -101,7 +100,7 @@ def device_info(device: str) -> dict[str, int]:
 def _guarded(measure: Callable[[], int], unmeasured: list[str]) -> int | None:
     try:
         return measure()
-    except Exception as error:  # noqa: BLE001 - a container may forbid it, a device may not count
+    except Exception as error:  # noqa: BLE001 - a container may forbid it, a device may keep no count
         unmeasured.append(f"{type(error).__name__}: {error}")
         return None
 

@@ -1,4 +1,4 @@
-"""What the machine could do: the same file, read in parallel into memory and nothing else."""
+"""The limit of the machine: reading the same file in parallel into memory, and nothing else."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PIECE_BYTES = 4 << 20
 
 
 class Limit:
-    """The rate at which a file can be read out of the page cache into host memory.
+    """The time that it takes to read a file from the page cache into host memory.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Experiments: copies of ours and of TensorFlow's, and the kernel beside TensorFlow's ops."""
+"""Experiments: our copies and TensorFlow's, and our kernel beside TensorFlow's ops."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def _by_tensorflow(card: Card, scale: Scale, *, locked: bool) -> float:
             memory.assign(variable, lease.memory.view(np.float32), scale.nbytes)
             sync()
             runs.append(time.perf_counter() - begin)
-        # TensorFlow keeps an alias of what it was given where the device is the host's: not beyond this block.
+        # On a host device TensorFlow keeps an alias of the array, which must not outlive this block.
         variable.assign(tf.zeros(shape))
         sync()
     return scale.nbytes / sorted(runs[1:])[len(runs[1:]) // 2] / 1e9
 
 
 def latency(card: Card, scale: Scale) -> Answer:
-    """What does TensorFlow's own copy of a small array take, one assignment after the other?"""
+    """How long does TensorFlow take to copy a small array, one assignment after the other?"""
     figures = {}
     for side in (8, 32, 128, 512):
         costs = Costs(card, variables=scale.variables, repeats=scale.repeats, side=side)
@@ -63,7 +63,7 @@ def latency(card: Card, scale: Scale) -> Answer:
             "tensor_of_the_device": costs.assign()["seconds"],
         }
     words = [
-        f"{name}: {each['host_array'] * 1e6:.0f} us ({each['tensor_of_the_device'] * 1e6:.0f} if it is there)"
+        f"{name}: {each['host_array'] * 1e6:.0f} us ({each['tensor_of_the_device'] * 1e6:.0f} from a device tensor)"
         for name, each in figures.items()
     ]
     return Answer("; ".join(words), {"seconds": figures})
@@ -150,7 +150,7 @@ def _context(card: Card) -> str:
 
 
 def _scatter(card: Card, count: int, kind: str = "copy", bits: np.ndarray[Any, Any] | None = None) -> Any:
-    """Run the kernel on bit patterns of float32; return whether it copied them, or what it made of them."""
+    """Run the kernel on float32 bit patterns; return whether it copied them, or for casts its results."""
     bits = np.arange(count, dtype=np.uint32) if bits is None else bits
     wide = 4 if kind == "copy" else 2
     dtype = "float32" if kind == "copy" else kind
@@ -182,7 +182,7 @@ def _scatter(card: Card, count: int, kind: str = "copy", bits: np.ndarray[Any, A
 
 
 def casts(card: Card, scale: Scale) -> Answer:
-    """Are casts of TensorFlow's and of our kernel on the card numpy's, bit for bit?"""
+    """Are casts by TensorFlow and by our kernel on the card equal to numpy's, bit for bit?"""
     import tensorflow as tf
 
     rng = np.random.default_rng(0)

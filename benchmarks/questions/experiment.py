@@ -1,4 +1,4 @@
-"""What an experiment on a card is asked, and what it answers."""
+"""The scale of an experiment on a card, and its answer."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ MiB = 1 << 20
 
 
 class Answer(NamedTuple):
-    """What an experiment found.
+    """The answer of an experiment.
 
     Attributes
     ----------
     finding : str
-        In words.
+        The answer in words.
     figures : dict
-        JSON-ready.
+        The figures behind it, JSON-ready.
     """
 
     finding: str
@@ -23,20 +23,20 @@ class Answer(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """How much the experiments move.
+    """The sizes of the experiments.
 
     Attributes
     ----------
     nbytes : int
         Bytes of a large tensor.
     variables : int
-        Variables, where there are many.
+        Number of variables, in experiments with many.
     side : int
-        Rows and columns of each.
+        Rows and columns of each variable.
     repeats : int
-        How often.
+        Runs of each measurement.
     total_bytes : int
-        Bytes behind a rate.
+        Bytes to copy when a rate is measured.
     """
 
     nbytes: int = 64 * MiB

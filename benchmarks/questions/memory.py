@@ -1,4 +1,4 @@
-"""Experiments: what TensorFlow does with the memory of a card."""
+"""Experiments: TensorFlow's use of a card's memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DLPACK_CUDA = 2
 
 
 def aliases(card: Card, scale: Scale) -> Answer:
-    """Are the pieces of a slab its memory, or copies?"""
+    """Do the pieces of a slab share its memory, or are they copies?"""
     import tensorflow as tf
 
     del scale
@@ -50,7 +50,7 @@ def _offset_in(address: int, base: int, nbytes: int) -> int | None:
 
 
 def addresses(card: Card, scale: Scale) -> Answer:
-    """Is the address of an empty tensor stable, aligned, and that of the variable which it is assigned to?"""
+    """Is the address of an empty tensor stable and aligned, and does a variable keep it after the assignment?"""
     import tensorflow as tf
 
     rows = []
@@ -72,7 +72,7 @@ def addresses(card: Card, scale: Scale) -> Answer:
 
 
 def placement(card: Card, scale: Scale) -> Answer:
-    """Where do variables and empty tensors of each dtype stand, when the card is asked for?"""
+    """Where does TensorFlow place variables and empty tensors of each dtype, if the card is asked for?"""
     import tensorflow as tf
 
     del scale
@@ -100,7 +100,7 @@ def _variable(card: Card, dtype: Any) -> Any:
 
 
 def _exported(tensor: Any) -> str:
-    """Return what TensorFlow and DLPack say of where a tensor is."""
+    """Return the device of a tensor according to TensorFlow and to DLPack."""
     import tensorflow as tf
 
     capsule = tf.experimental.dlpack.to_dlpack(tensor)
@@ -112,7 +112,7 @@ def _exported(tensor: Any) -> str:
 def _where(ask: Callable[[], str]) -> str:
     try:
         return str(ask())
-    except Exception as error:  # noqa: BLE001 - that is the answer
+    except Exception as error:  # noqa: BLE001 - the error is the answer
         return f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
 
 
@@ -143,7 +143,7 @@ def _reads_alias(card: Card, variable: Any) -> bool:
 
 
 def accounting(card: Card, scale: Scale) -> Answer:
-    """What does TensorFlow say of the card's memory, and the driver?"""
+    """How do TensorFlow and the driver account for the card's memory?"""
     import tensorflow as tf
 
     sync()
@@ -165,7 +165,7 @@ def accounting(card: Card, scale: Scale) -> Answer:
 
 
 def recycling(card: Card, scale: Scale) -> Answer:
-    """Is memory that the allocator hands out again idle, once its address was asked for?"""
+    """Is memory that the allocator hands out again idle once its address is known?"""
     import tensorflow as tf
 
     count, wrong = scale.nbytes // 4, 0

@@ -1,7 +1,7 @@
-"""What could only be read in TensorFlow's source, asked of a real card: ``python -m fastassign.benchmarks.questions``.
+"""Questions about TensorFlow on a real card: ``python -m fastassign.benchmarks.questions.run``.
 
-Each question is an experiment of its own, which may be run alone (``--only NAME``). One that fails says how, and the
-next goes on.
+TensorFlow's source suggests the answers; the experiments check them. Each may be run alone (``--only NAME``), and one
+that fails does not stop the next.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ def ask(
     card : Card
         The device.
     only : sequence of str
-        Names of those to ask; all if empty.
+        Names of the questions to ask; all if empty.
     scale : Scale, optional
-        How much they move.
+        The sizes of the experiments.
     tell : callable
-        Gets a line before each, and what was found.
+        Gets a line before each question, and its answer.
     save : callable
-        Gets what was found so far, after each.
+        Gets the answers so far, after each question.
 
     Returns
     -------
     list of dict
-        ``name``, ``question``, ``finding`` and ``figures`` of each, or its error.
+        ``name``, ``question``, ``finding`` and ``figures`` of each question, or its error.
     """
     steps = Steps(tell)
     found: list[dict[str, Any]] = []
@@ -68,11 +68,11 @@ def ask(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Ask, and print and write what was found."""
+    """Ask the questions, and print and write the answers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="gpu", help="gpu (default) or gpu:1")
     parser.add_argument("--only", action="append", default=[], choices=[each.__name__ for each in QUESTIONS])
-    parser.add_argument("--json", type=Path, help="also write what was found to this file")
+    parser.add_argument("--json", type=Path, help="also write the answers to this file")
     given = parser.parse_args(arguments)
     try:
         card = find_card(given.device)

@@ -13,7 +13,7 @@ from fastassign.catalog.file import Identity, WeightFile
 from fastassign.catalog.opened import OpenCatalog
 from fastassign.catalog.records import Contents, Index, TensorRecord
 from fastassign.errors import Changed, FastAssignError
-from fastassign.text import printable
+from fastassign.text import printable, table
 
 FileFormat = Literal["legacy", "keras3", "other"]
 
@@ -133,10 +133,9 @@ class Catalog(Mapping[str, CatalogEntry]):
     def __str__(self) -> str:
         """List the tensors, one a line."""
         rows = [(r.key, str(r.shape), r.dtype, r.detail or r.encoding) for r in self.contents.records.values()]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)] if rows else []
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-        lines += [f"{r.key}  refused: {r.message}" for r in self.contents.refusals.values()]
-        return "\n".join(map(printable, [repr(self)[1:-1], *lines]))
+        shown = table(("tensor", "shape", "dtype", "stored"), rows, names=(0,))
+        refused = [f"{r.key}  refused: {r.message}" for r in self.contents.refusals.values()]
+        return "\n".join([printable(repr(self)[1:-1]), shown, *map(printable, refused)])
 
     def record(self, key: str) -> TensorRecord:
         """Return the record of a tensor.

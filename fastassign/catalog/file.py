@@ -158,13 +158,13 @@ def unreadable(path: Path, error: OSError) -> Unreadable:
         f"[Errno {error.errno}] Unable to synchronously open file (unable to open file: name = '{path}', "
         f"errno = {error.errno}, error message = '{os.strerror(error.errno or 0)}', flags = 0, o_flags = 0)"
     )
-    kind, hint = Unreadable, "check that the path can be read by this process"
+    kind, hint, summary = Unreadable, "check that this process can read the path", f"can't open ({error.strerror})"
     if isinstance(error, FileNotFoundError):
-        kind, hint = NotFound, "check the path; a file saved in shards ends in .weights.json"
+        kind, hint, summary = NotFound, "check the path; a file saved in shards ends in .weights.json", "no such file"
     elif isinstance(error, PermissionError):
-        kind, hint = Denied, "give this process the right to read the file"
+        kind, hint, summary = Denied, "give this process the right to read the file", "no permission to read"
     elif isinstance(error, IsADirectoryError):
-        kind, hint = NotAFile, "name the file inside the directory"
-    translated = kind(text, file=path, hint=hint)
+        kind, hint, summary = NotAFile, "name the file inside the directory", "this is a directory"
+    translated = kind(text, file=path, hint=hint, summary=f"{summary}: {path}")
     translated.errno, translated.filename = error.errno, str(path)
     return translated

@@ -178,11 +178,13 @@ def translated(file: WeightFile, key: str | None = None) -> Iterator[None]:
         text = str(error)
         if "truncated file" in text:
             hint = "the file was cut short while it was written or copied: copy or save it again"
-            raise Truncated(text, file=file.path, hint=hint) from error
-        hint = ""
+            summary = f"the file ends too early: {file.path}"
+            raise Truncated(text, file=file.path, hint=hint, summary=summary) from error
         if "file signature not found" in text:
-            hint = "this is not an HDF5 file; an empty or half-written download looks like this"
-        raise Malformed(text, file=file.path, tensor=key, hint=hint or None) from error
+            hint = "an empty or half-written download looks like this: copy or save the file again"
+            summary = f"not an HDF5 file: {file.path}"
+            raise Malformed(text, file=file.path, tensor=key, hint=hint, summary=summary) from error
+        raise Malformed(text, file=file.path, tensor=key) from error
 
 
 def strings(attribute: Any) -> tuple[str, ...] | None:

@@ -1,1 +1,1 @@
-"""Keras' own calls go through fastassign: what of them is replaced, by what, and how it is put back."""
+"""Sends Keras' own calls through fastassign: the functions to replace, their replacements, and the way back."""

@@ -1,4 +1,4 @@
-"""Being told when a library has been imported, by whomever and whenever that is."""
+"""Notices when a library has been imported, by any code at any time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class PostImport(MetaPathFinder):
     names : collection of str
         The packages.
     then : callable
-        Gets the name of the package, in the thread that imports it, before the import statement goes on.
+        Gets the name of the package, in the thread that imports it, before the import statement returns.
     """
 
     def __init__(self, names: Collection[str], then: Callable[[str], None]) -> None:
@@ -29,8 +29,8 @@ class PostImport(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Let the other finders find it, and wrap the loader of what they found."""
-        # A finder of someone else's may ask all the others too.
+        """Let the other finders find the module, and wrap its loader."""
+        # Another library's finder may ask all finders, this one included.
         if fullname not in self._names or getattr(self._thread, "busy", False):
             return None
         self._thread.busy = True
@@ -45,7 +45,7 @@ class PostImport(MetaPathFinder):
 
 
 class _Announcing(Loader):
-    """A loader that says when it is done."""
+    """A loader that calls a function when it is done."""
 
     def __init__(self, loader: Loader, then: Callable[[str], None]) -> None:
         self._loader, self._then = loader, then
@@ -54,7 +54,7 @@ class _Announcing(Loader):
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        # The module shall look as if nobody had stood in between.
+        # The module must look as if the library's own loader had loaded it.
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
         module.__loader__ = self._loader

@@ -1,6 +1,6 @@
-"""``load_model``: the library builds the model, fastassign gives it its weights.
+"""``load_model``: the library builds the model, fastassign loads its weights.
 
-The functions below ``load_model`` run as they are, and where they come to the weights they call what stands here.
+The library's functions below ``load_model`` run unchanged, until they call a function of this page for the weights.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _Saved:
 
     @classmethod
     def at(cls, path: str | PurePath, descriptor: int | None = None) -> _Saved:
-        """Note which file stands at a path, or is open."""
+        """Remember the identity of the file at a path, or of an open one."""
         try:
             found = os.stat(path if descriptor is None else descriptor)
         except OSError as error:
@@ -36,14 +36,14 @@ class _Saved:
         return cls(path, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns))
 
     def plan(self, model: Any, options: LoadOptions | None, *, feeds: bool = False) -> Executable:
-        """Plan the load of the weights, if the path still leads to the file that the model was built from."""
+        """Plan the load of the weights, if the path still names the file that the model was built from."""
         if self.at(self.path).stamp != self.stamp:
-            raise NotCovered("the file was replaced meanwhile")
+            raise NotCovered("the file was replaced while the model was built")
         return planned(model, self.path, options, feeds=feeds)
 
 
 class _Unopened:
-    """Stands in for a store of weights in an archive; to open one takes a pass over all of the archive."""
+    """A placeholder for the weights of an archive, because opening the real store reads all of the archive."""
 
     def __init__(self, name: str, archive: Any, mode: str = "r") -> None:
         self.name, self.archive, self.mode = name, archive, mode
@@ -53,12 +53,12 @@ class _Unopened:
 
 
 def from_keras_archive(what: str, arguments: Arguments) -> dict[str, Any]:
-    """Replace what Keras calls to load an open ``.keras`` file."""
+    """Replace the functions that Keras calls to load an open ``.keras`` file."""
     on_tensorflow()
     library, file = sys.modules["keras.src.saving.saving_lib"], arguments["fileobj"]
     name = getattr(file, "name", None)
     if not isinstance(name, str) or not name.endswith(".keras"):
-        raise NotCovered("it is read from an object, not from a file")
+        raise NotCovered("the model is read from an object, not from a file")
     saved = _Saved.at(name, file.fileno())
 
     def opened(model: Any, store: _Unopened) -> Any:
@@ -67,7 +67,7 @@ def from_keras_archive(what: str, arguments: Arguments) -> dict[str, Any]:
         return library.H5IOStore(store.name, store.archive, mode=store.mode)
 
     def never(_: Any) -> bool:
-        # Keras takes any exception for "not into memory, nor to another file": it opens the store in the archive.
+        # After any exception here, Keras opens the store in the archive, and copies it nowhere.
         raise MemoryError
 
     return {
@@ -78,7 +78,7 @@ def from_keras_archive(what: str, arguments: Arguments) -> dict[str, Any]:
 
 
 def from_keras_folder(what: str, arguments: Arguments) -> dict[str, Any]:
-    """Replace what Keras calls to load an unpacked ``.keras`` file."""
+    """Replace the functions that Keras calls to load an unpacked ``.keras`` file."""
     on_tensorflow()
     library = sys.modules["keras.src.saving.saving_lib"]
     saved = _Saved.at(PurePath(local(arguments["dirpath"]), "model.weights.h5"))
@@ -86,7 +86,7 @@ def from_keras_folder(what: str, arguments: Arguments) -> dict[str, Any]:
 
 
 def from_tf_keras_archive(what: str, arguments: Arguments) -> dict[str, Any]:
-    """Replace what tf_keras calls to load a ``.keras`` file."""
+    """Replace the functions that tf_keras calls to load a ``.keras`` file."""
     library = sys.modules["tf_keras.src.saving.saving_lib"]
     saved = _Saved.at(local(arguments["filepath"]))
 
@@ -97,15 +97,15 @@ def from_tf_keras_archive(what: str, arguments: Arguments) -> dict[str, Any]:
 
 
 def from_keras_hdf5(what: str, arguments: Arguments) -> dict[str, Any]:
-    """Replace what Keras calls to load a whole-model ``.h5`` file."""
+    """Replace the functions that Keras calls to load a whole-model ``.h5`` file."""
     on_tensorflow()
     return _from_hdf5(what, sys.modules["keras.src.legacy.saving.legacy_h5_format"], arguments["filepath"])
 
 
 def from_tf_keras_hdf5(what: str, arguments: Arguments) -> dict[str, Any]:
-    """Replace what tf_keras calls to load a whole-model ``.h5`` file."""
+    """Replace the functions that tf_keras calls to load a whole-model ``.h5`` file."""
     file = arguments["filepath"]
-    # `load_model` opened it, by TensorFlow's means; an `h5py.File` of the caller's may hold what no file does.
+    # `load_model` opened it as a GFile; an `h5py.File` of the caller's may exist in memory only.
     path = file.name if type(file).__name__ == "GFile" else file
     return _from_hdf5(what, sys.modules["tf_keras.src.saving.legacy.hdf5_format"], path)
 
@@ -113,7 +113,7 @@ def from_tf_keras_hdf5(what: str, arguments: Arguments) -> dict[str, Any]:
 def _from_hdf5(what: str, library: Any, path: Any) -> dict[str, Any]:
     saved = _Saved.at(local(path))
     if str(path).endswith(".weights.h5"):
-        raise NotCovered("fastassign takes a file of this name for one of Keras 3's")
+        raise NotCovered("fastassign reads a file of this name in the format of Keras 3")
 
     def route(arguments: Arguments, options: LoadOptions | None) -> Executable:
         group, model = list(arguments.values())[:2]
@@ -130,7 +130,7 @@ def _from_hdf5(what: str, library: Any, path: Any) -> dict[str, Any]:
 def _load_state(
     what: str, library: Any, saved: _Saved, opened: Callable[[Any, _Unopened], Any] | None = None
 ) -> Callable[..., Any]:
-    """Make the ``_load_state`` of one load: weights through fastassign, assets by the library."""
+    """Make a ``_load_state`` for one load: weights through fastassign, assets by the library."""
     load_state = vars(library)["_load_state"]
 
     @functools.wraps(load_state)
@@ -147,14 +147,14 @@ def _load_state(
     def route(arguments: Arguments, options: LoadOptions | None) -> Executable:
         store = arguments["weights_store"]
         if not isinstance(store, (_Unopened, library.H5IOStore)):
-            raise NotCovered(f"its weights are in a {type(store).__name__}")
+            raise NotCovered(f"the weights are in a {type(store).__name__}")
         model = next(iter(arguments.values()))
-        # `load_weights` of Keras 3 refuses such a model, `load_model` does not.
+        # Keras 3 refuses such a model in `load_weights`, but not in `load_model`.
         if library.__name__.startswith("keras.") and not model.built:
             raise NotCovered("the model is not built yet")
         return saved.plan(model, options)
 
-    # False, so that nothing is taken from it; Keras insists on the class.
+    # It is false, so that Keras takes no weights from it, and of the class that Keras insists on.
     spent = type("_Spent", (library.H5IOStore,), {"__init__": _do_nothing, "__bool__": _false, "has_path": _false})
 
     def assets(arguments: Arguments) -> None:

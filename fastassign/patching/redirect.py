@@ -1,4 +1,4 @@
-"""A function of a library, replaced: the call goes through fastassign, or back to where it came from."""
+"""Replacements for a library's functions: a call goes through fastassign, or to the original function."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ log = logging.getLogger("fastassign")
 
 
 class NotCovered(Exception):
-    """A call is the library's to answer; the text says why. No caller sees it."""
+    """Says why a call is left to the library. It never reaches a caller."""
 
 
 class Executable(Protocol):
-    """What a route returns: all that can be checked has been checked, nothing has changed."""
+    """A load that is checked and planned, before anything has changed."""
 
     def execute(self) -> Report:
-        """Do it."""
+        """Do the load."""
 
 
-# From the arguments of a call, by name, and the options in force, to what is to be done.
+# Makes a load from the arguments of a call, by name, and the options in force.
 Route = Callable[[Mapping[str, Any], LoadOptions | None], Executable]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Holder:
-    """Who wants calls to go through fastassign: ``install``, or a block of ``accelerate``.
+    """A request that calls go through fastassign: by ``install``, or by a block of ``accelerate``.
 
     Attributes
     ----------
     options : LoadOptions or None
-        How its loads are done.
+        The options of its loads.
     """
 
     options: LoadOptions | None = None
 
 
-# The newest comes last, and its options count. Changed under the lock of `switch`; replaced, so read without.
+# The newest is last, and its options count. The tuple is replaced under the lock of `switch`, and read without one.
 holders: tuple[Holder, ...] = ()
 
 
@@ -61,7 +61,7 @@ _thread = _Thread()
 
 @contextmanager
 def _inside() -> Iterator[None]:
-    """Leave the calls that are made from within a call to the library."""
+    """Leave nested calls to the library."""
     _thread.inside = True
     try:
         yield
@@ -70,7 +70,7 @@ def _inside() -> Iterator[None]:
 
 
 def _in_force() -> Holder | None:
-    """Return whose options count for a call that begins now; ``None`` if the library answers it."""
+    """Return the holder whose options count for a call that begins now; ``None`` if the call is the library's."""
     now = holders
     return now[-1] if now and not _thread.inside else None
 
@@ -83,26 +83,26 @@ def redirect(
     subject: str = "",
     finish: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Callable[..., Any]:
-    """Make a function that does through fastassign what a function of a library does.
+    """Make a function that sends calls of a library's function through fastassign.
 
     Parameters
     ----------
     call : str
-        What users know the function as, for the log.
+        The public name of the function, for the log.
     stock : callable
-        The function. It does what fastassign does not cover, everything while nobody holds the switch, and what is
-        called from within another redirected call.
+        The function. It gets the calls that fastassign does not cover, calls from within another redirected call, and
+        all calls while there is no holder.
     route : callable
-        Makes of the arguments what is to be done; raises ``NotCovered`` for what is the library's.
+        Plans the load; raises ``NotCovered`` for calls that are left to the library.
     subject : str, optional
-        The argument that the log names.
+        The name of the argument to show in the log.
     finish : callable, optional
-        Does what then remains to be done.
+        Does the rest of the call after the load.
 
     Returns
     -------
     callable
-        It has the signature of ``stock``, and returns ``None`` where it did not call that.
+        A function with the signature of ``stock``. It returns ``None`` unless it called ``stock``.
     """
     signature = inspect.signature(stock)
 
@@ -117,12 +117,12 @@ def redirect(
             what = _describe(call, arguments, subject)
             with _inside(), gc_paused():
                 report = route(arguments, holder.options).execute()
-        except NotCovered as gap:
-            tell_stock(what, gap)
+        except NotCovered as reason:
+            tell_stock(what, reason)
         else:
             _tell_ours(what, report)
             return None if finish is None else finish(arguments)
-        # Out here, so that an error of the library's does not carry the reason along as its context.
+        # Outside of the `try`, so that an error of the library does not have ours as its context.
         with _inside():
             return stock(*args, **kwargs)
 
@@ -137,23 +137,23 @@ def redirect_within(
     subject: str,
     calls: tuple[str, ...],
 ) -> Callable[..., Any]:
-    """Make a function that runs the code of a library's function, with some of what it calls replaced.
+    """Make a function that runs the code of a library's function, with replacements for some functions that it calls.
 
-    Nobody else notices: other callers of the inner functions, other threads among them, get the library's own.
+    Other callers of these inner functions, in other threads too, still get the library's own.
 
     Parameters
     ----------
     call, stock, subject
         As for ``redirect``.
     inner : callable
-        Gives the replacements, from what the log calls this call, and its arguments; raises ``NotCovered``.
+        Returns the replacements, given the text for the log and the arguments of a call; may raise ``NotCovered``.
     calls : tuple of str
-        The global names of ``stock`` that are replaced.
+        The global names in ``stock`` to replace.
 
     Raises
     ------
-    Gap
-        ``stock`` does not call these: it is not the function that this was written for.
+    NotCovered
+        ``stock`` does not use these names, so it is not the function that this was written for.
     """
     if not isinstance(stock, types.FunctionType) or not set(calls) <= set(stock.__code__.co_names):
         raise NotCovered(f"it does not call {' and '.join(calls)}")
@@ -169,8 +169,8 @@ def redirect_within(
             arguments = _bind(signature, args, kwargs)
             what = _describe(call, arguments, subject)
             replacements = inner(what, arguments)
-        except NotCovered as gap:
-            tell_stock(what, gap)
+        except NotCovered as reason:
+            tell_stock(what, reason)
             replacements = None
         if replacements is None:
             return original(*args, **kwargs)
@@ -188,7 +188,7 @@ def redirect_within(
 
 
 def announce(call: str, stock: Callable[..., Any], reason: str, *, subject: str) -> Callable[..., Any]:
-    """Make a function that calls a library's function, and says that it is not fastassign's."""
+    """Make a function that calls a library's function, and logs that fastassign does not handle it."""
     signature = inspect.signature(stock)
 
     @functools.wraps(stock)
@@ -205,12 +205,12 @@ def announce(call: str, stock: Callable[..., Any], reason: str, *, subject: str)
 
 
 def tell_stock(what: str, reason: object) -> None:
-    """Log that a call is the library's."""
+    """Log that the library handles a call, and why."""
     log.info("%s: by the library itself, because %s", what, printable(str(reason)))
 
 
 def _tell_ours(what: str, report: Report) -> None:
-    # With the report itself, for handlers that want to know more.
+    # The report itself is attached for logging handlers.
     seconds = report.seconds.get("total", 0.0)
     log.debug(
         "%s: by fastassign, %d variables, %d bytes, %.1f ms",
@@ -238,15 +238,15 @@ def _describe(call: str, arguments: Mapping[str, Any], subject: str) -> str:
     if isinstance(value, (list, tuple)):
         return f"{call}({len(value)} variables)"
     if not hasattr(value, "__fspath__"):
-        # An open file: h5py's have a `name` too, which is "/".
+        # An open file. The `name` of an h5py file is "/", so its `filename` comes first.
         value = getattr(value, "filename", None) or getattr(value, "name", value)
     return printable(f"{call}({str(value)!r})")
 
 
 def _opaque(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make TensorFlow take a replaced function as it is."""
-    # What `functools.wraps` copied leads TensorFlow's own inspection past this function.
+    """Make TensorFlow use a replaced function as it is."""
+    # `functools.wraps` copied this attribute, which would lead TensorFlow's inspection past this function.
     vars(function).pop("_tf_decorator", None)
-    # AutoGraph rewrites what a traced function calls, unless it is Keras', or has this attribute.
+    # AutoGraph rewrites the functions that a traced function calls, except Keras' own and those with this attribute.
     function.autograph_info__ = {}  # type: ignore[attr-defined]
     return function

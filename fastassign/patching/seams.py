@@ -1,7 +1,7 @@
-"""What is replaced in Keras 3 and in tf_keras: one table.
+"""The functions of Keras 3 and tf_keras to replace, in one table.
 
-Models' methods, and functions that the library's own modules call through each other's names: so every alias of
-``load_model`` goes through them, also one that was imported before.
+They are methods of models, and functions that the library's modules call by global names. So every alias of
+``load_model`` goes through them, even one that was imported before.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _GROUP = ("load_weights_from_hdf5_group",)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Seam:
-    """A function that is replaced.
+    """A function to replace.
 
     Attributes
     ----------
@@ -33,7 +33,7 @@ class Seam:
     name : str
         Its name there; ``"Class.name"`` for a method.
     make : callable
-        Makes the replacement of it; raises ``NotCovered`` if it is not the function that it was written for.
+        Makes its replacement; raises ``NotCovered`` if this is not the function that the replacement was written for.
     """
 
     module: str
@@ -41,7 +41,7 @@ class Seam:
     make: Callable[[Any], Callable[..., Any]]
 
     def find(self) -> tuple[Any, str, Any]:
-        """Return what holds the function, under which name, and the function.
+        """Return the module or class that holds the function, its name there, and the function.
 
         Raises
         ------
@@ -82,7 +82,7 @@ SEAMS: dict[Library, tuple[Seam, ...]] = {
             "load_weights",
             _call("keras.saving.load_weights", "filepath", weights.keras_load),
         ),
-        # Where a `keras.saving.load_weights` comes by that was imported before.
+        # A `keras.saving.load_weights` that was imported before calls this.
         Seam(
             "keras.src.saving.saving_lib",
             "load_weights_only",
@@ -138,5 +138,5 @@ SEAMS: dict[Library, tuple[Seam, ...]] = {
     ),
 }
 
-# Not in Keras 3.12, which has no Orbax either.
+# Keras 3.12 does not have it, because it has no Orbax checkpoints.
 OPTIONAL = frozenset({"_load_model_from_orbax_checkpoint"})

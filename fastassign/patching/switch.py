@@ -1,7 +1,7 @@
-"""``accelerate``, ``install`` and ``uninstall``: the calls of Keras 3 and tf_keras go through fastassign, or no more.
+"""``accelerate``, ``install`` and ``uninstall``: switch patches of Keras 3 and tf_keras on and off.
 
-Patches are in while somebody holds the switch: in at the first, out when the last one leaves. What is put back are the
-very objects that were there before.
+The first holder applies the patches, and the last one to leave undoes them. The very objects that were there before are
+put back.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fastassign.patching.seams import OPTIONAL, SEAMS, Library
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Patch:
-    """A function, and what stands in its place."""
+    """A function, and its replacement."""
 
     owner: Any
     name: str
@@ -31,14 +31,14 @@ class _Patch:
     ours: Any
 
     def apply(self, modules: list[Any]) -> None:
-        """Put ours in, everywhere in the library."""
+        """Bind ours, everywhere in the library."""
         self._rebind(self.stock, self.ours, modules)
 
     def undo(self, modules: list[Any]) -> None:
-        """Put stock's back, also where ours was bound meanwhile."""
+        """Bind stock's again, also where ours was bound in the meantime."""
         self._rebind(self.ours, self.stock, modules)
         if vars(self.owner)[self.name] is not self.stock:
-            log.warning("%s was replaced by someone else meanwhile, and stays", self.name)
+            log.warning("%s was replaced by other code in the meantime, and is left as it is", self.name)
 
     def _rebind(self, old: Any, new: Any, modules: list[Any]) -> None:
         for owner in [self.owner] if isinstance(self.owner, type) else modules:
@@ -47,12 +47,12 @@ class _Patch:
 
 
 def _modules_of(library: Library) -> list[Any]:
-    """Return the modules of a library: those that define something, and those that make it public."""
+    """Return the modules of a library, public ones and others."""
     inside = f"{library}."
     return [module for name, module in list(sys.modules.items()) if name.startswith(inside)]
 
 
-# Never held while something is imported, which may wait for a thread that waits for it.
+# Never held during an import, which may wait for a thread that waits for this lock.
 _lock = threading.RLock()
 _patches: dict[Library, list[_Patch]] = {}
 _installed: Holder | None = None
@@ -62,15 +62,14 @@ _installed: Holder | None = None
 def accelerate(*, options: LoadOptions | None = None) -> Iterator[None]:
     """Let Keras' own calls go through fastassign in this block.
 
-    For the whole process: while the block runs, the calls of other threads do too. Blocks may be nested and overlap,
-    in one thread or several, also with ``install``; when the last is left, everything is as it was before.
-
-    The calls are those of ``install``.
+    The calls are those of ``install``. The block affects the whole process, so other threads' calls go through
+    fastassign, too. Blocks may be nested and may overlap, in one thread or several, also with ``install``; when the
+    last is left, everything is as it was before.
 
     Parameters
     ----------
     options : LoadOptions, optional
-        How to load. Of several that are in force at once the newest count.
+        The options of the loads. If several blocks are active at once, the newest options count.
 
     Examples
     --------
@@ -90,24 +89,24 @@ def accelerate(*, options: LoadOptions | None = None) -> Iterator[None]:
 def install(*, options: LoadOptions | None = None) -> None:
     """Let Keras' own calls go through fastassign from now on, in the whole process.
 
-    These are, of Keras 3 on TensorFlow and of tf_keras, ``Model.load_weights`` and ``load_model`` (``.keras`` and
-    ``.h5``: the library builds the model, fastassign gives it its weights), ``keras.saving.load_weights`` and
-    ``tf_keras.backend.batch_set_value``. They take and return what they did before. What fastassign does not cover is
-    done by the library itself, and the logger ``fastassign`` says so at level INFO; of what went through fastassign it
-    tells at level DEBUG. Errors are those of ``fastassign.load_weights``; among them are refusals that the library does
-    not know (``docs/policy.md``).
+    For Keras 3 on TensorFlow and for tf_keras, these calls are ``Model.load_weights`` and ``load_model`` (``.keras``
+    and ``.h5``: the library builds the model, fastassign loads its weights), ``keras.saving.load_weights`` and
+    ``tf_keras.backend.batch_set_value``. Their arguments and results stay the same. Calls that fastassign does not
+    cover are handled by the library itself. The logger ``fastassign`` says so at level INFO, and names the calls that
+    fastassign handled at level DEBUG. Errors are those of ``fastassign.load_weights``, including refusals that the
+    library does not have (``docs/policy.md``).
 
-    The libraries may be imported before or after; this imports none of them. Processes that are started later do not
-    inherit it, unless they are forked.
+    The libraries may be imported before or after; this function imports none of them. Processes that are started later
+    do not inherit the patches, unless they are forked.
 
     Parameters
     ----------
     options : LoadOptions, optional
-        How to load. Called again, this changes the options, and nothing else.
+        The options of the loads. A second call changes the options, and nothing else.
 
     See Also
     --------
-    uninstall : takes it back, however often it was called.
+    uninstall : undoes it, however often it was called.
     """
     global _installed  # noqa: PLW0603 - there is one process
     holder = Holder(options)
@@ -127,7 +126,7 @@ def install(*, options: LoadOptions | None = None) -> None:
 
 
 def uninstall() -> None:
-    """Take ``install`` back. Without it, do nothing; blocks of ``accelerate`` that still run keep their effect."""
+    """Undo ``install``; do nothing if it was not called. Active blocks of ``accelerate`` keep their effect."""
     global _installed  # noqa: PLW0603
     with _lock:
         _release(_installed)
@@ -157,16 +156,16 @@ def _release(holder: Holder | None) -> None:
 
 
 def _patch_imported() -> None:
-    """Patch the libraries that are there already; the others when they are imported."""
+    """Patch the libraries that are imported already; the others are patched when they are imported."""
     for library in SEAMS:
         if sys.modules.get(library) is not None:
-            # Waits for a thread that is just importing it.
+            # Waits if another thread is importing it.
             importlib.import_module(library)
             _patch(library)
 
 
 def _patch(library: str) -> None:
-    """Put the patches of a library in, all or none."""
+    """Apply the patches of a library, all or none."""
     with _lock:
         name: Library = "keras" if library == "keras" else "tf_keras"
         if not redirect.holders or name in _patches:
@@ -187,7 +186,7 @@ def _patch(library: str) -> None:
 def _prepare(library: Library) -> Iterator[_Patch]:
     version = str(getattr(sys.modules[library], "__version__", "?"))
     if library == "keras" and not version.startswith("3."):
-        log.warning("Keras %s stays as it is: fastassign knows Keras 3 and tf_keras", version)
+        log.warning("Keras %s is not patched: fastassign supports Keras 3 and tf_keras", version)
         return
     for seam in SEAMS[library]:
         try:
@@ -195,7 +194,7 @@ def _prepare(library: Library) -> Iterator[_Patch]:
             yield _Patch(owner, name, stock, seam.make(stock))
         except (LookupError, AttributeError, NotCovered) as error:
             if seam.name not in OPTIONAL:
-                log.warning("%s.%s of %s %s stays as it is: %s", seam.module, seam.name, library, version, error)
+                log.warning("%s.%s of %s %s is not patched: %s", seam.module, seam.name, library, version, error)
 
 
 _finder = PostImport(tuple(SEAMS), _patch)

@@ -1,6 +1,6 @@
-"""Which calls of ``load_weights`` and ``batch_set_value`` fastassign takes, and what it makes of them.
+"""The calls of ``load_weights`` and ``batch_set_value`` that fastassign handles, and the loads it makes from them.
 
-Libraries are looked up in ``sys.modules``: a program that uses one of them is not made to import the other, nor
+Libraries are looked up in ``sys.modules``, so that a program that uses one of them need not import the other, nor
 TensorFlow.
 """
 
@@ -22,32 +22,32 @@ from fastassign.report import Report
 
 Arguments = Mapping[str, Any]
 
-# What Keras or tf_keras takes for remote.
+# Paths that Keras or tf_keras considers remote.
 _REMOTE = re.compile(r"/cns|/cfs|/gcs|/hdfs|/readahead|/placer|/tfhub|.*://")
 
 
 def local(path: Any) -> str | PurePath:
-    """Return a path that is one, on this machine.
+    """Return the argument if it is a path on this machine.
 
     Raises
     ------
-    Gap
-        It is something else.
+    NotCovered
+        It is not.
     """
     if not isinstance(path, (str, PurePath)):
-        raise NotCovered(f"a {type(path).__name__} is no path")
+        raise NotCovered(f"a {type(path).__name__} is not a path")
     if _REMOTE.match(str(path)):
         raise NotCovered("the path is remote")
     return path
 
 
 def on_tensorflow() -> Any:
-    """Return Keras, if its variables are TensorFlow's.
+    """Return Keras, if its backend is TensorFlow.
 
     Raises
     ------
-    Gap
-        Keras runs on something else.
+    NotCovered
+        Keras has another backend.
     """
     keras = sys.modules["keras"]
     backend = keras.backend.backend()
@@ -64,16 +64,16 @@ def planned(
     Parameters
     ----------
     model, path, options, arguments
-        Of ``fastassign.plan``.
+        As for ``fastassign.plan``.
     feeds : bool
-        Whether the library itself loads this into a TensorFlow 1 graph. Where it does not, it says nothing of it.
+        Whether the library itself can load this file into a TensorFlow 1 graph. If not, it silently does nothing.
 
     Raises
     ------
-    Gap
-        It is the library's.
+    NotCovered
+        The library can do it.
     NoSession, Unsupported
-        It is nobody's.
+        Neither fastassign nor the library can do it.
     """
     try:
         return verbs.plan(model, path, options=options, **arguments)
@@ -90,16 +90,16 @@ def keras_load(arguments: Arguments, options: LoadOptions | None) -> Executable:
     keras, path = on_tensorflow(), local(arguments["filepath"])
     model = next(iter(arguments.values()))
     if not isinstance(model, keras.layers.Layer):
-        raise NotCovered(f"a {type(model).__name__} is no model")
+        raise NotCovered(f"a {type(model).__name__} is not a model")
     further = {**arguments.get("kwargs", {})}
     by_name = further.pop("by_name", None)
     skip = further.pop("objects_to_skip", arguments.get("objects_to_skip"))
     name = str(path)
     weights = name.endswith((".weights.h5", ".weights.json"))
     legacy = name.endswith((".h5", ".hdf5")) and not weights
-    # Keras' own words are the best for what it refuses.
+    # Keras itself has the right text for a call that it refuses.
     if not (weights or legacy or name.endswith(".keras")):
-        raise NotCovered("fastassign reads no files of such a name")
+        raise NotCovered("fastassign does not read files with such a name")
     if further or (by_name is not None and not legacy) or (skip is not None and not weights):
         raise NotCovered("Keras refuses these arguments for this file")
     if skip is not None and not isinstance(skip, Collection):
@@ -115,10 +115,10 @@ def keras_load(arguments: Arguments, options: LoadOptions | None) -> Executable:
 
 
 def keras_load_only(arguments: Arguments, options: LoadOptions | None) -> Executable:
-    """Plan what lies below ``keras.saving.load_weights`` for files of Keras 3."""
-    # It reads "xweights.h5" as one of those; fastassign would take it for a legacy file.
+    """Plan the function below ``keras.saving.load_weights`` for Keras 3 files."""
+    # It reads "xweights.h5" as a Keras 3 file; fastassign would take it for a legacy file.
     if not str(arguments["filepath"]).endswith((".keras", ".weights.h5")):
-        raise NotCovered("fastassign reads no files of such a name as Keras 3's")
+        raise NotCovered("fastassign does not read files with such a name as Keras 3 files")
     return keras_load(arguments, options)
 
 
@@ -130,7 +130,7 @@ def tf_keras_load(arguments: Arguments, options: LoadOptions | None) -> Executab
         import h5py
 
         if not h5py.is_hdf5(name):
-            raise NotCovered("it is no HDF5 file")
+            raise NotCovered("it is not an HDF5 file")
     return planned(
         arguments["self"],
         path,
@@ -164,9 +164,9 @@ def batch_set_value(arguments: Arguments, options: LoadOptions | None) -> Execut
         raise NotCovered(f"a {type(tuples).__name__} can be read only once")
     for variable, _ in tuples:
         if isinstance(variable, backend.dtensor.DVariable):
-            raise NotCovered("DTensor lays values out by itself")
+            raise NotCovered("DTensor lays out values by itself")
         if not hasattr(variable, "assign"):
-            raise NotCovered(f"a {type(variable).__name__} is no variable")
-    # tf_keras' own line: what numpy makes of a list or a number depends on the dtype that it is asked for.
+            raise NotCovered(f"a {type(variable).__name__} is not a variable")
+    # As in tf_keras: the result of numpy for a list or a number depends on the dtype that it is asked for.
     pairs = [(variable, np.asarray(value, dtype=backend.dtype_numpy(variable))) for variable, value in tuples]
     return _Assignments(pairs, options)

@@ -125,5 +125,5 @@ def test_batch_set_value_in_a_graph(kept):
 
 
 def test_batch_set_value_of_what_is_no_variable():
-    first, _ = told_why(lambda: tf_keras.backend.batch_set_value([(tf.constant(1.0), 2.0)]), "is no variable")
+    first, _ = told_why(lambda: tf_keras.backend.batch_set_value([(tf.constant(1.0), 2.0)]), "is not a variable")
     assert isinstance(first.error, AttributeError)

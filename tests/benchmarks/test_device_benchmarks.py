@@ -11,7 +11,6 @@ import tensorflow as tf
 from typer.testing import CliRunner
 
 import fastassign
-from fastassign import cli
 from fastassign.benchmarks.cases.models import gpt_like
 from fastassign.benchmarks.device import card as cards
 from fastassign.benchmarks.device import compare as device_compare
@@ -26,6 +25,7 @@ from fastassign.benchmarks.questions import memory
 from fastassign.benchmarks.questions import run as questions
 from fastassign.benchmarks.steps import Steps
 from fastassign.cli import app
+from fastassign.cli.output import show_table
 from fastassign.errors import NotPageLocked, Unsupported
 from support.simulated import DEVICES, HOST
 from support.simulated_card import simulated_card
@@ -89,7 +89,7 @@ def small(monkeypatch):
     ):
         monkeypatch.setitem(device_models.CASES, name, dataclasses.replace(device_models.CASES[name], build=build))
     monkeypatch.setattr(device_costs, "VARIABLES", 20)
-    monkeypatch.setattr(device_sweep, "KNOBS", [{"device_threads": 2}, {"fused_bytes": 0}])
+    monkeypatch.setattr(device_sweep, "KNOBS", [{"threads": 2}, {"fused_bytes": 0}])
 
 
 def errors_in(data):
@@ -101,7 +101,7 @@ def errors_in(data):
 
 
 def run(folder, *cases, **keywords):
-    result = device_suite.run_device_suite(folder, device=DEVICES[0], cases=cases, repeats=2, sizes=SIZES, **keywords)
+    result = device_suite.run_device_suite(folder, device=DEVICES[0], cases=cases, sizes=SIZES, **keywords)
     for table in result.tables:
         assert all(len(row) == len(table.head) for row in table.rows)
         assert all(isinstance(cell, str) for row in table.rows for cell in row)
@@ -183,7 +183,7 @@ def test_a_case_is_loaded_where_memory_is_not_counted(driver, small, uncounted, 
 def test_knobs_are_turned_one_at_a_time(driver, small, tmp_path):
     data = run(tmp_path, "sweep")
     assert not errors_in(data)
-    assert [row["options"] for row in data["sweep"]] == [{"device_threads": 2}, {"fused_bytes": 0}]
+    assert [row["options"] for row in data["sweep"]] == [{"threads": 2}, {"fused_bytes": 0}]
     for row in data["sweep"]:
         assert row["load_gbps"] > 0
         assert row["repeated_share_of_pinned"] > 0
@@ -264,7 +264,7 @@ def test_a_machine_without_a_card_is_told(tmp_path, monkeypatch):
     assert result.exit_code == 2
     result = CliRunner().invoke(app, ["bench", "--device", "gpu", "--case", "R"])
     assert result.exit_code == 2
-    assert "'R' is none of limits" in result.output
+    assert "'R' is not one of limits" in result.output
 
 
 def test_the_command_writes_what_it_found(driver, small, tmp_path, monkeypatch):
@@ -281,7 +281,7 @@ def test_the_command_writes_what_it_found(driver, small, tmp_path, monkeypatch):
 
 
 def test_tables_print_errors_as_they_are(capsys):
-    cli._table("[/t]", ("way",), [("failed: [/job:localhost] [Op:Cast] :x:",)], right=set())
+    show_table("[/t]", ("way",), [("failed: [/job:localhost] [Op:Cast] :x:",)])
     assert "failed: [/job:localhost] [Op:Cast] :x:" in capsys.readouterr().out
 
 

@@ -127,4 +127,4 @@ def test_names_with_commands_for_the_terminal(tmp_path):
     assert "\\x1b[2J\\rclean" in text
     assert "größe" in text
     assert all(line.isprintable() for line in text.split("\n"))
-    assert len(text.split("\n")) == 4
+    assert len(text.split("\n")) == 5

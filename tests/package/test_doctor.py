@@ -34,7 +34,7 @@ def show(monkeypatch, *names):
 def test_without_a_driver_it_is_one_line(monkeypatch):
     set_runtime(monkeypatch, find_driver=lambda: Missing("there is none", "get one"))
     monkeypatch.setattr(cards, "unopened", lambda library: f"{library}: no such file")
-    assert lines_of() == [("gpu", "no driver of NVIDIA's is here (libcuda.so.1: no such file)")]
+    assert lines_of() == [("gpu", "no NVIDIA driver is installed (libcuda.so.1: no such file)")]
 
 
 def test_bindings_that_are_missing_are_named(monkeypatch):
@@ -47,8 +47,8 @@ def test_bindings_that_are_missing_are_named(monkeypatch):
     show(monkeypatch)
     lines = lines_of()
     assert lines[0][0] == "gpu"
-    assert lines[0][1].startswith("can't be reached: the package cuda-bindings is not here: values go through")
-    assert lines[0][1].endswith("(get it)")
+    assert lines[0][1].startswith("can't be reached: the package cuda-bindings is not here. Therefore values go")
+    assert lines[0][1].endswith("To change that: get it")
     assert "cuda-bindings is missing" in dict(lines)["gpu packages"]
     assert "numba-cuda is missing" in dict(lines)["gpu packages"]
     assert "ulimit -l" in dict(lines)["locked memory"]

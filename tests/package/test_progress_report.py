@@ -172,7 +172,7 @@ class TestReport:
         report = Report(file="f", assigned=1, nbytes=10**9, seconds={"total": 0.5}, limit_gbps=4.0)
         assert report.gbps == 2.0
         assert report.share_of_limit == 0.5
-        assert "2.00 GB/s, 50% of the limit" in str(report)
+        assert "2.00 GB/s, 50% of the warm limit" in str(report)
         assert Report(file="f", assigned=0).gbps == 0.0
 
 

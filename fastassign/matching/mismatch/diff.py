@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from fastassign.matching.mismatch.alignment import Pair, Shape, WeightGroup, pair
-from fastassign.text import printable
+from fastassign.text import line_width, printable, table
 
-# A terminal's height, and names as long as a line can take twice.
-_MOST_ROWS, _MOST_SHAPES, _MOST_NAMES, _WIDTH = 20, 3, 6, 44
+# A terminal's height, and what a line can hold.
+_MOST_ROWS, _MOST_SHAPES, _MOST_NAMES = 20, 3, 6
 
 
 class Row(NamedTuple):
@@ -66,9 +66,8 @@ class Diff:
     def __str__(self) -> str:
         """Return the rows as a table, only the first ones if there are many."""
         head = Row("in the file", "shape", "in the model", "shape", "")
-        shown = [head, *(Row(*(_clipped(printable(cell)) for cell in row)) for row in self.rows[:_MOST_ROWS])]
-        widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in shown]
+        # Errors show it indented by two.
+        lines = [table(head, self.rows[:_MOST_ROWS], width=line_width() - 2)]
         if len(self.rows) > _MOST_ROWS:
             lines.append(f"... and {len(self.rows) - _MOST_ROWS} more")
         lines.append(f"{self.equal} {'is' if self.equal == 1 else 'are'} the same on both sides")
@@ -129,7 +128,3 @@ def _shapes(part: WeightGroup) -> str:
     shapes: list[Shape] = [shape for _, shape in part.weights]
     more = f" and {len(shapes) - _MOST_SHAPES} more" if len(shapes) > _MOST_SHAPES else ""
     return ", ".join(map(str, shapes[:_MOST_SHAPES])) + more
-
-
-def _clipped(text: str) -> str:
-    return text if len(text) <= _WIDTH else f"{text[: _WIDTH // 2 - 2]}...{text[-_WIDTH // 2 + 1 :]}"
