@@ -8,7 +8,7 @@ import tf_keras
 
 LIBRARIES = {"keras": keras, "tf_keras": tf_keras}
 
-# The trainable modes of a model that holds layers a, b, c, d (facts, section 3).
+# The trainable modes of a model that holds layers a, b, c, d (docs/internals/keras.md, section 3).
 MODES = ("train", "frozen_top", "frozen_each", "first_frozen", "last2_trainable", "bn_frozen")
 
 
