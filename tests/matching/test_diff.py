@@ -167,11 +167,11 @@ def test_other_counters_and_other_shapes_are_found(order, start):
 
 def test_it_stays_small():
     many = make_diff(
-        parts([f"layer_{i}" * 20 for i in range(3000)], [(i,) for i in range(3000)]),
-        parts([f"other_{i}" * 20 for i in range(3000)], [(i + 3000,) for i in range(3000)]),
+        parts([f"layer_{i}" * 20 for i in range(600)], [(i,) for i in range(600)]),
+        parts([f"other_{i}" * 20 for i in range(600)], [(i + 600,) for i in range(600)]),
         by_rank=False,
     )
     text = str(many)
-    assert len(text) < 5000 and "... and 5980 more" in text and many.call == ""
+    assert len(text) < 5000 and "... and 1180 more" in text and many.call == ""
     renamed = make_diff(parts(list("abcdefgh"), [(1,)] * 8), parts(list("ijklmnop"), [(1,)] * 8), by_rank=False)
     assert "rename=error.diff.rename" in renamed.call
