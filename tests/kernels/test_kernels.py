@@ -197,7 +197,7 @@ print("equal")
 def run(code, **environment):
     child = subprocess.run(
         [sys.executable, "-c", code],
-        capture_output=True, text=True, timeout=300, check=False, env=os.environ | environment,
+        capture_output=True, text=True, timeout=600, check=False, env=os.environ | environment,
     )  # fmt: skip
     assert child.returncode == 0, child.stderr
     return child.stdout.splitlines()[-1]

@@ -14,7 +14,7 @@ HEAVY = {"tensorflow", "keras", "tf_keras", "rich", "numba", "typer", "ml_dtypes
 
 def run(code, *arguments):
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    child = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    child = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert child.returncode == 0, child.stderr
     return json.loads(child.stdout.splitlines()[-1])
 

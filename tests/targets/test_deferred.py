@@ -121,6 +121,7 @@ def test_every_use_makes_the_value_first(k, use):
         assert np.array_equal(found[0][0], found[1][0])
 
 
+@pytest.mark.slow
 @BOTH
 def test_training_and_prediction(k):
     x, y = np.ones((4, 6, 4), "f4"), np.ones((4, 2), "f4")

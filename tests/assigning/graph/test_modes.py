@@ -46,7 +46,12 @@ def outcomes(files):
 
 
 @pytest.mark.parametrize(
-    ("mode", "check"), [(mode, check) for mode in graph_modes.MODES for check in graph_modes.checks_of(mode)]
+    ("mode", "check"),
+    [
+        pytest.param(mode, check, marks=[] if mode == "graph" else pytest.mark.slow)
+        for mode in graph_modes.MODES
+        for check in graph_modes.checks_of(mode)
+    ],
 )
 def test_in_every_mode(mode, check, outcomes, files):
     if mode == "graph":
