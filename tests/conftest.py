@@ -18,7 +18,7 @@ pytest.register_assert_rewrite("support")
 from support import environment, profiles  # noqa: E402, F401 - before anything else imports TensorFlow
 
 # Processor seconds, the test's children included, from which a test should be marked slow.
-SLOW_SECONDS = 4.0
+SLOW_SECONDS = 3.0
 
 # Files of which no two run side by side.
 ALONE = (
@@ -29,7 +29,16 @@ ALONE = (
     "loader/test_loader_threads.py",
 )
 # Files that take longest begin first, in this order; all others follow in theirs.
-FIRST = (*ALONE, "benchmarks/test_device_benchmarks.py", "assigning/graph/test_modes.py")
+FIRST = (
+    *ALONE,
+    "architecture/test_load_model.py",
+    "assigning/graph/test_modes.py",
+    "matching/test_keras3_hooks.py",
+    "matching/test_keras3_walk.py",
+    "devices/test_cuda_seam.py",
+    "benchmarks/test_benchmarks.py",
+    "targets/test_deferred.py",
+)
 
 
 def pytest_addoption(parser):

@@ -419,6 +419,7 @@ def test_with_the_real_bindings(libcuda, program):
     assert run(libcuda, program) == ""
 
 
+@pytest.mark.slow
 @needs_bindings
 @pytest.mark.parametrize(("library", "name"), [("keras", "model.weights.h5"), ("tf_keras", "model.h5")])
 def test_loads_with_the_real_bindings(libcuda, tmp_path, library, name):

@@ -203,6 +203,7 @@ def run(code, **environment):
     return child.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_the_kernels_in_the_simulator():
     assert run(SIMULATED, NUMBA_ENABLE_CUDASIM="1") == "equal"
 

@@ -139,6 +139,7 @@ NAME = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
 SIDE = st.lists(st.tuples(NAME, st.tuples(st.integers(1, 3))), max_size=8, unique_by=lambda row: row[0])
 
 
+@pytest.mark.slow
 @given(SIDE, SIDE, st.booleans())
 def test_any_two_sides(one, other, by_rank):
     saved_parts, present = (parts([r[0] for r in side], [r[1] for r in side]) for side in (one, other))

@@ -6,6 +6,7 @@ import sys
 
 import h5py
 import numpy as np
+import pytest
 
 from support import attacks
 
@@ -22,6 +23,7 @@ def run(code, *arguments):
 LOADED = "\nimport json, sys; print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
 
 
+@pytest.mark.slow
 def test_importing_brings_nothing_heavy():
     assert HEAVY.isdisjoint(run("import fastassign" + LOADED))
     assert "tensorflow" in run("import fastassign.assigning.host.memory" + LOADED)

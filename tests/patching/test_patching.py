@@ -311,6 +311,7 @@ print(json.dumps([heavy, list(spec), other in sys.modules, lines, patched, left,
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_installed_before_the_library_is_imported(library, tmp_path):
     heavy, loaders, other, lines, patched, left, hooked = child(
@@ -323,6 +324,7 @@ def test_installed_before_the_library_is_imported(library, tmp_path):
     assert patched and not left and not hooked
 
 
+@pytest.mark.slow
 def test_uninstalled_before_the_library_is_imported():
     code = (
         "import json, sys, fastassign as fa\n"
@@ -335,6 +337,7 @@ def test_uninstalled_before_the_library_is_imported():
     assert child(code) == [True, False]
 
 
+@pytest.mark.slow
 def test_imported_by_one_thread_while_another_installs():
     code = (
         "import json, sys, threading, time, fastassign as fa\n"

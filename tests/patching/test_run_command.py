@@ -75,6 +75,7 @@ def by_both(folder, *arguments, options=()):
     ]
 
 
+@pytest.mark.slow
 def test_loads_go_through_fastassign(folder):
     done = execute([*FASTASSIGN, "run", "--verbose", "program/loading.py"], folder)
     assert done.returncode == 0, done.stderr
@@ -89,6 +90,7 @@ def test_loads_go_through_fastassign(folder):
     assert "sharded weights are not supported yet" in lines[2]
 
 
+@pytest.mark.slow
 def test_without_verbose_nothing_is_said(folder):
     done = execute([*FASTASSIGN, "run", "program/loading.py"], folder)
     assert done.returncode == 0, done.stderr

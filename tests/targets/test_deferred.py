@@ -135,6 +135,7 @@ def test_training_and_prediction(k):
     assert np.array_equal(model.predict(x, verbose=0), stock.predict(x, verbose=0))
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("suffix", ["weights.h5", "h5"])
 def test_a_load_makes_no_initial_values(k, suffix, tmp_path, monkeypatch):
