@@ -4,8 +4,9 @@
 model or a file that a module's fixture makes is made once. The files that measure memory, or whose threads need the
 processor, are one group: two of them never run side by side. The longest come first, so that none is left for the end.
 
-``slow`` marks the tests that take seconds of processor time, and ``make test-fast`` leaves them out. The summary names
-those that should have the mark: by processor time, which does not depend on how busy the machine is.
+``slow`` marks the tests that take seconds of processor time, alone or as a table of many cases, and ``make test-fast``
+leaves them out. The summary names those that should have the mark: by processor time, which does not depend on how busy
+the machine is.
 """
 
 import os

@@ -50,7 +50,6 @@ EXACT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
 
 
 @pytest.mark.slow
-@pytest.mark.processor
 @pytest.mark.parametrize("onednn", ["0", "1"])
 def test_ten_loads_take_no_more_memory_than_two(onednn, tmp_path):
     """100 MB, in a process of its own, which ends while a load is under way; with both of TensorFlow's allocators."""
