@@ -4,8 +4,9 @@
 model or a file that a module's fixture makes is made once. The files that measure memory, or whose threads need the
 processor, are one group: two of them never run side by side. The longest come first, so that none is left for the end.
 
-``slow`` marks the tests that take seconds of processor time, and ``make test-fast`` leaves them out. The summary names
-those that should have the mark: by processor time, which does not depend on how busy the machine is.
+``slow`` marks the tests that take seconds of processor time, alone or as a table of many cases, and ``make test-fast``
+leaves them out. The summary names those that should have the mark: by processor time, which does not depend on how busy
+the machine is.
 """
 
 import os
@@ -18,7 +19,7 @@ pytest.register_assert_rewrite("support")
 from support import environment, profiles  # noqa: E402, F401 - before anything else imports TensorFlow
 
 # Processor seconds, the test's children included, from which a test should be marked slow.
-SLOW_SECONDS = 4.0
+SLOW_SECONDS = 3.0
 
 # Files of which no two run side by side.
 ALONE = (
@@ -29,7 +30,16 @@ ALONE = (
     "loader/test_loader_threads.py",
 )
 # Files that take longest begin first, in this order; all others follow in theirs.
-FIRST = (*ALONE, "benchmarks/test_device_benchmarks.py", "assigning/graph/test_modes.py")
+FIRST = (
+    *ALONE,
+    "architecture/test_load_model.py",
+    "assigning/graph/test_modes.py",
+    "matching/test_keras3_hooks.py",
+    "matching/test_keras3_walk.py",
+    "devices/test_cuda_seam.py",
+    "benchmarks/test_benchmarks.py",
+    "targets/test_deferred.py",
+)
 
 
 def pytest_addoption(parser):

@@ -179,6 +179,7 @@ class TestTfKerasFilesInKeras3:
         assert isinstance(ours, keras.Model)
         assert_close(ours, theirs, inputs_of(theirs))
 
+    @pytest.mark.slow
     def test_a_compiled_archive(self, tmp_path):
         """Opened and compiled; the state of the optimizer stays behind, and the report says so."""
         theirs = trained(tf_keras, tf_keras.optimizers.Adam(0.25))
@@ -392,6 +393,7 @@ class TestKeras3Files:
         assert_same_arrays(ours, path)
         assert_close(ours, theirs, [np.ones((2, 4), "f4")])
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("suffix", ["h5", "keras"])
     @pytest.mark.parametrize("loss", ["mse", "mae", "mean_squared_error"])
     def test_short_names_of_losses(self, suffix, loss, tmp_path):
@@ -447,6 +449,7 @@ def fit(model, epochs):
     return model.fit(x, y, epochs=epochs, batch_size=8, shuffle=False, verbose=0).history["loss"]
 
 
+@pytest.mark.slow
 class TestTrainingGoesOn:
     """The loss after loading is the same as without saving and loading."""
 
@@ -607,6 +610,7 @@ class TestBadInput:
             change(file, file["optimizer_weights"], file["optimizer_weights"].attrs["weight_names"])
         return path
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("library", ["keras", "tf_keras"])
     def test_optimizers_that_do_not_fit(self, library, tmp_path):
         def shape(_, group, names):

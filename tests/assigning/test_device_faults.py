@@ -368,7 +368,7 @@ class TestThreads:
         other = cards.values(seed=1)
         paths = [path, cards.write(tmp_path / "other.weights.h5", other)]
         models = [variables(new, *PLACES), variables(new, *PLACES)]
-        both, errors = threading.Barrier(2, timeout=30), []
+        both, errors = threading.Barrier(2, timeout=120), []
 
         def load(number):
             try:
@@ -415,13 +415,13 @@ class TestThreads:
         def held(op):
             inner(op)
             began.set()
-            assert go_on.wait(30)
+            assert go_on.wait(120)
 
         monkeypatch.setattr(driver, "began_copy", held)
         old = contents(made)
         with fa.Loader(made, options=tiny(device_threads=1)) as loader:
             future = loader.load_async(path)
-            assert began.wait(30)
+            assert began.wait(120)
             assert future.cancel()
             go_on.set()
             with pytest.raises(fa.Cancelled):

@@ -30,7 +30,7 @@ def run(work, count=COUNT):
 
     def call(i):
         try:
-            barrier.wait(10)
+            barrier.wait(120)
             work(i)
         except BaseException as error:  # noqa: BLE001 - for the thread that asserts
             errors.append(error)
@@ -39,7 +39,7 @@ def run(work, count=COUNT):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
     assert not any(thread.is_alive() for thread in threads)
     if errors:
         raise errors[0]
@@ -151,12 +151,12 @@ class TestCollector:
         def other():
             with gc_paused():
                 inside.set()
-                leave.wait(5)
+                leave.wait(120)
 
         thread = threading.Thread(target=other)
         with gc_paused():
             thread.start()
-            inside.wait(5)
+            inside.wait(120)
         assert not gc.isenabled()  # the other is still inside
         leave.set()
         thread.join()

@@ -61,6 +61,7 @@ def test_the_limit_reads_the_whole_file(small):
     assert limit._touched.tobytes() == Path(small[1]).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_suite_is_json_and_cleans_up(tmp_path, monkeypatch):
     monkeypatch.setitem(suite.MODELS, "T", lambda: tiny_layers(layers=2))
     result = suite.run_suite(tmp_path, cases=["T"], repeats=1)
@@ -70,6 +71,7 @@ def test_the_suite_is_json_and_cleans_up(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_graph_cases_give_rows_for_the_head(tmp_path, monkeypatch):
     monkeypatch.setattr(graph, "_FILE_LAYERS", 2)
     for found in (graph.compare_assign(3, 400, repeats=2), graph.compare_load(tmp_path, repeats=1)):
@@ -78,6 +80,7 @@ def test_graph_cases_give_rows_for_the_head(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_swaps_and_calls_give_rows_for_the_head(tmp_path):
     model = gpt_like(vocabulary=30, width=24, blocks=1, context=16)
     paths = suite._two_files(model, tmp_path, "small", ".weights.h5")
@@ -94,6 +97,7 @@ def test_an_unknown_case_is_named(tmp_path):
         suite.run_suite(tmp_path, cases=["X"], repeats=1)
 
 
+@pytest.mark.slow
 def test_peak_memory_is_measured_in_a_child(tmp_path):
     path = tmp_path / "demo.weights.h5"
     demo_model().save_weights(path)

@@ -141,6 +141,7 @@ def test_costs_are_measured(driver, small, tmp_path):
     assert constants.keys() == {"ASSIGN", "ALLOCATE", "OP", "FUNCTION_MAKE", "FUNCTION_CALL"}
 
 
+@pytest.mark.processor
 @pytest.mark.parametrize("case", ["G", "H", "T", "X"])
 def test_a_case_is_loaded_every_way(driver, small, tmp_path, case):
     data = run(tmp_path, case)
@@ -323,6 +324,7 @@ def test_memory_that_can_not_be_measured_is_missing():
     assert found["unmeasured"]
 
 
+@pytest.mark.processor
 def test_every_question_is_answered(driver):
     saved, lines = [], []
     scale = questions.Scale(nbytes=1 << 20, variables=10, side=16, repeats=2, total_bytes=1 << 22)

@@ -459,7 +459,7 @@ class TestConcurrency:
         command = [sys.executable, "-c", code, str(path), str(folder)]
         children = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
         for child in children:
-            output, _ = child.communicate(timeout=60)
+            output, _ = child.communicate(timeout=600)
             assert child.returncode == 0
             lines = output.splitlines()
             assert len(lines) == 40

@@ -283,7 +283,7 @@ bindings.failing["cuCtxPushCurrent"] = test_cuda_seam.Status.CUDA_ERROR_DEINITIA
 
 def test_marks_may_outlive_the_interpreter():
     command = [sys.executable, "-c", LEFT_OVER]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=HERE)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, cwd=HERE)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -394,7 +394,7 @@ def run(libcuda, *program):
     }
     done = subprocess.run(
         [sys.executable, SUPPORT / "on_libcuda.py", *map(str, program)],
-        env=environment, capture_output=True, text=True, timeout=120, check=False,
+        env=environment, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stderr
@@ -420,6 +420,7 @@ def test_with_the_real_bindings(libcuda, program):
     assert run(libcuda, program) == ""
 
 
+@pytest.mark.slow
 @needs_bindings
 @pytest.mark.parametrize(("library", "name"), [("keras", "model.weights.h5"), ("tf_keras", "model.h5")])
 def test_loads_with_the_real_bindings(libcuda, tmp_path, library, name):

@@ -266,7 +266,7 @@ class TestPieces:
             threads[threading.get_ident()] = True
             if len(threads) > 1:
                 second.set()
-            second.wait(30)
+            second.wait(120)
             began(op)
 
         monkeypatch.setattr(driver, "began_copy", note)

@@ -240,6 +240,7 @@ def test_loaded_variables_can_be_trained(card, paths, way):
     check(model, paths[1], load_options(**ROUTES[way][0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["simulated", pytest.param("real", marks=pytest.mark.gpu)])
 def test_out_of_memory_changes_nothing(kind, tmp_path):
     script = Path(__file__).parents[1] / "support" / "out_of_memory.py"

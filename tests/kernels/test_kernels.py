@@ -198,12 +198,13 @@ print("equal")
 def run(code, **environment):
     child = subprocess.run(
         [sys.executable, "-c", code],
-        capture_output=True, text=True, timeout=300, check=False, env=os.environ | environment,
+        capture_output=True, text=True, timeout=600, check=False, env=os.environ | environment,
     )  # fmt: skip
     assert child.returncode == 0, child.stderr
     return child.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_the_kernels_in_the_simulator():
     assert run(SIMULATED, NUMBA_ENABLE_CUDASIM="1") == "equal"
 

@@ -135,6 +135,7 @@ def assert_same(stock, ours):
         assert [x.tobytes() for x in found] == [y.tobytes() for y in wanted]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_like_tf_keras(name, tmp_path):  # rows 12 to 18, 22
     shape, make, shapes, version, converted = CASES[name]
@@ -408,6 +409,7 @@ def test_reshape(k, by_name, tmp_path):
 # Memory, dtypes, the plan.
 
 
+@pytest.mark.slow
 def test_one_variable_at_a_time(tmp_path):
     """Ten layers in CuDNN's layout are loaded with memory for one."""
     units, count = 80, 10

@@ -139,6 +139,7 @@ NAME = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
 SIDE = st.lists(st.tuples(NAME, st.tuples(st.integers(1, 3))), max_size=8, unique_by=lambda row: row[0])
 
 
+@pytest.mark.slow
 @given(SIDE, SIDE, st.booleans())
 def test_any_two_sides(one, other, by_rank):
     saved_parts, present = (parts([r[0] for r in side], [r[1] for r in side]) for side in (one, other))
@@ -167,11 +168,11 @@ def test_other_counters_and_other_shapes_are_found(order, start):
 
 def test_it_stays_small():
     many = make_diff(
-        parts([f"layer_{i}" * 20 for i in range(3000)], [(i,) for i in range(3000)]),
-        parts([f"other_{i}" * 20 for i in range(3000)], [(i + 3000,) for i in range(3000)]),
+        parts([f"layer_{i}" * 20 for i in range(600)], [(i,) for i in range(600)]),
+        parts([f"other_{i}" * 20 for i in range(600)], [(i + 600,) for i in range(600)]),
         by_rank=False,
     )
     text = str(many)
-    assert len(text) < 5000 and "... and 5980 more" in text and many.call == ""
+    assert len(text) < 5000 and "... and 1180 more" in text and many.call == ""
     renamed = make_diff(parts(list("abcdefgh"), [(1,)] * 8), parts(list("ijklmnop"), [(1,)] * 8), by_rank=False)
     assert "rename=error.diff.rename" in renamed.call

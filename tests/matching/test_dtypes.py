@@ -79,6 +79,7 @@ def models(k):
     return {dtype: twins(lambda d=dtype: holder(k, ((len(VALUES),), d))) for dtype in TARGETS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".h5", ".weights.h5"])
 @pytest.mark.parametrize("stored", STORED)
 def test_matrix(k, models, stored, suffix, tmp_path):  # rows 59, 60

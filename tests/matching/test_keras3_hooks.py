@@ -323,6 +323,7 @@ KINDS = [(kind, mode, bias, lora) for kind in (dense, einsum, embedding, conv) f
          if not (mode and kind is conv) and (bias or kind is not embedding)]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "mode", "bias", "lora"), KINDS)
 def test_quantised_and_lora(kind, mode, bias, lora, tmp_path):  # row 58
     path = saved(kind(mode, bias=bias, lora=lora), tmp_path / "x.weights.h5")
@@ -332,6 +333,7 @@ def test_quantised_and_lora(kind, mode, bias, lora, tmp_path):  # row 58
         assert "hook" not in done.report.routes
 
 
+@pytest.mark.slow
 @needs_keras_3_15
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("loading", [None, "int8", "int4", "float8"])

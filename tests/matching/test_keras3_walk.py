@@ -263,6 +263,7 @@ def builder(spec):
     return lambda: Maker().make(spec)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", seeds(30))
 def test_same_model(seed, tmp_path):
     rng = random.Random(seed)
@@ -271,6 +272,7 @@ def test_same_model(seed, tmp_path):
     check(pair, saved(pair, tmp_path / "x.weights.h5"))
 
 
+@pytest.mark.slow
 @needs_keras_3_15
 @pytest.mark.parametrize("seed", seeds(100))
 def test_changed_model(seed, tmp_path):

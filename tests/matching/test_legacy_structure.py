@@ -48,6 +48,7 @@ def four(k, names, sizes=(4, 4)):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(3, 5), (4, 4)], ids=["distinct", "equal"])
 @pytest.mark.parametrize("kind", ["sequential", "composite"])
 def test_renamed_layers_inside_in_all_pairs_of_modes(k, kind, sizes, tmp_path):

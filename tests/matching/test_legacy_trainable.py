@@ -19,6 +19,7 @@ def values(layers):
     return [w.numpy() for layer in layers for w in layer.weights]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sizes", "named"),
     [((4, 4), True), ((4, 4), False), ((3, 5), False)],

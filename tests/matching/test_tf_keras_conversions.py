@@ -19,6 +19,7 @@ from support.old_layouts import CASES, file_for, gates, single
 L = tf_keras.layers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_conversion(name, tmp_path):  # rows 12 to 18, 20
     shape, make, arrays, version, loads = CASES[name]

@@ -72,6 +72,7 @@ def loaded_twice(k, path):
         return None, f"{type(error).__name__}: {str(error)[:80]}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [keras, tf_keras], ids=["keras", "tf_keras"])
 @named(of_kind("whole"))
 def test_whole_models(path, k):
@@ -196,6 +197,7 @@ def test_load_model(path, library):
                     assert any(np.array_equal(array, slot) for slot in slots)
 
 
+@pytest.mark.slow
 @named(WHOLE_HDF5)
 def test_predictions(path):
     """Keras 3 computes what tf_keras computes."""

@@ -75,3 +75,28 @@ def test_tensorflow_stays_in_its_rooms(path):
 
 def test_every_module_is_on_a_floor():
     assert {room_of(path) for path in MODULES} <= FLOOR.keys()
+
+
+SUPPORT = sorted((Path(__file__).parents[1] / "support").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", SUPPORT, ids=lambda path: path.name)
+def test_support_knows_no_tests(path):
+    """Tests import from ``support``, and it from nobody's tests: all that it imports is installed, or its own."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        assert not (isinstance(node, ast.ImportFrom) and node.level), f"{path.name}: import it as `support`"
+    own = {path.stem for path in SUPPORT}
+    for module, names in imports(path):
+        parts = module.split(".")
+        assert not any(part.startswith("test_") or part in {"tests", "conftest"} for part in (*parts, *names)), module
+        if parts[0] == "support":
+            assert set(parts[1:2] or names) <= own, module
+
+
+TESTS = sorted((Path(__file__).parents[1]).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: "/".join(path.parts[-2:]))
+def test_tests_know_no_other_tests(path):
+    for module, _ in imports(path):
+        assert not any(part.startswith("test_") or part in {"tests", "conftest"} for part in module.split(".")), module

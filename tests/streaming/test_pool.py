@@ -106,7 +106,7 @@ def test_pool_in_many_threads():
     def work(mark):
         rng = np.random.default_rng(mark)
         held = []
-        barrier.wait(10)
+        barrier.wait(120)
         for _ in range(600):
             array = pool.lease(int(rng.choice([64, 512, 1000])))
             array[:] = mark
@@ -120,7 +120,7 @@ def test_pool_in_many_threads():
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
     assert failures == []
     assert pool.idle_bytes == sum(nbytes * len(blocks) for nbytes, blocks in pool._idle.items()) <= 20_000
 

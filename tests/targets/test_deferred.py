@@ -29,9 +29,17 @@ def build(k, seed=1):
     return k.Model(inputs, k.layers.Dense(2, kernel_initializer="orthogonal")(x))
 
 
-def deferred(k, seed=1):
+def deferred(k, seed=1, build=build):
     with fa.deferred_init():
         return build(k, seed)
+
+
+def recurrent(k, seed=1):
+    """Less of it: tracing a training step takes seconds for each recurrent layer."""
+    k.utils.set_random_seed(seed)
+    inputs = k.layers.Input((6, 4))
+    x = k.layers.BatchNormalization()(k.layers.LSTM(3)(inputs))
+    return k.Model(inputs, k.layers.Dense(2, kernel_initializer="orthogonal")(x))
 
 
 def inner(variable):
@@ -113,10 +121,11 @@ def test_every_use_makes_the_value_first(k, use):
         assert np.array_equal(found[0][0], found[1][0])
 
 
+@pytest.mark.slow
 @BOTH
 def test_training_and_prediction(k):
     x, y = np.ones((4, 6, 4), "f4"), np.ones((4, 2), "f4")
-    model, stock = deferred(k), build(k)
+    model, stock = deferred(k, build=recurrent), recurrent(k)
     if k is tf_keras:  # the order of the draws differs
         for ours, theirs in zip(model.variables, stock.variables, strict=True):
             theirs.assign(ours)
@@ -126,6 +135,7 @@ def test_training_and_prediction(k):
     assert np.array_equal(model.predict(x, verbose=0), stock.predict(x, verbose=0))
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("suffix", ["weights.h5", "h5"])
 def test_a_load_makes_no_initial_values(k, suffix, tmp_path, monkeypatch):

@@ -108,7 +108,7 @@ def test_many_threads():
 
     def work(i):
         try:
-            barrier.wait(10)
+            barrier.wait(120)
             for round_ in range(10):
                 fa.assign([(each, np.full(SHAPE, 100 * i + round_)) for each in made[i]])
                 assert all((read(each) == 100 * i + round_).all() for each in made[i])
@@ -119,5 +119,5 @@ def test_many_threads():
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
     assert failures == []

@@ -24,7 +24,7 @@ def test_another_thread(files, graph, session):
 
     thread = threading.Thread(target=load)
     thread.start()
-    thread.join(60)
+    thread.join(120)
     assert failures == []
     assert holds(session, model, graph_modes.saved(files, "small"))
 
@@ -46,7 +46,7 @@ def test_two_sessions_of_one_graph_at_once(tmp_path, graph):
 
     def load(i):
         try:
-            barrier.wait(10)
+            barrier.wait(120)
             for _ in range(8):
                 fa.load_weights(list(model.weights), paths[i], session=sessions[i])
         except BaseException as error:  # noqa: BLE001 - for the thread that asserts
@@ -56,7 +56,7 @@ def test_two_sessions_of_one_graph_at_once(tmp_path, graph):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
     assert failures == []
     assert count_ops(graph) == count + 2 * len(model.weights)
     for session, values in zip(sessions, contents, strict=True):
@@ -68,7 +68,7 @@ def test_loader_in_the_background(files, graph, session):
     with fa.Loader(model, session=session) as loader:
         for suffix in (".h5", ".weights.h5"):
             fa.assign([(weight, np.zeros(weight.shape)) for weight in model.weights])
-            loader.load_async(files / f"small{suffix}").result(60)
+            loader.load_async(files / f"small{suffix}").result(120)
             assert holds(session, model, graph_modes.saved(files, "small"))
 
 
@@ -92,6 +92,6 @@ def test_readers_beside_assignments(graph, session):
         fa.assign([(variable, np.full(20_000, i))])
     stop.set()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
     assert failures == []
     assert (value(session, variable) == 59).all()

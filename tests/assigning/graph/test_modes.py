@@ -32,7 +32,7 @@ def outcomes(files):
 
     def outcome(mode):
         if mode not in ended:
-            code = started[mode].wait(300)
+            code = started[mode].wait(900)
             logs[mode].seek(0)
             assert code == 0, logs[mode].read()
             ended[mode] = json.loads((files / mode / f"{mode}.json").read_text(encoding="utf-8"))
@@ -45,8 +45,14 @@ def outcomes(files):
         logs[mode].close()
 
 
-@pytest.mark.parametrize("check", graph_modes.CHECKS)
-@pytest.mark.parametrize("mode", graph_modes.MODES)
+@pytest.mark.parametrize(
+    ("mode", "check"),
+    [
+        pytest.param(mode, check, marks=[] if mode == "graph" else pytest.mark.slow)
+        for mode in graph_modes.MODES
+        for check in graph_modes.checks_of(mode)
+    ],
+)
 def test_in_every_mode(mode, check, outcomes, files):
     if mode == "graph":
         graph_modes.run(check, mode, files)
