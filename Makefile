@@ -22,7 +22,7 @@ endif
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name text; do \
-	    printf '%-20s %s\n' "$$name" "$$text"; done
+	    printf '%-22s %s\n' "$$name" "$$text"; done
 
 env: $(VENV)/.made ## make the environment .venv: fastassign, editable, with TensorFlow and the tools
 

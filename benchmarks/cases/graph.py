@@ -132,7 +132,9 @@ def compare_load(folder: Path, *, repeats: int) -> GraphComparison:
 
         # A kernel of 400 KB and a bias of 1 KB each: 200 MB in 1,000 variables.
         inputs = tf_keras.Input((400,))
-        return tf_keras.Model(inputs, [tf_keras.layers.Dense(250)(inputs) for _ in range(_FILE_LAYERS)])
+        return tf_keras.Model(
+            inputs, [tf_keras.layers.Dense(250, name=f"dense_{i}")(inputs) for i in range(_FILE_LAYERS)]
+        )
 
     build().save_weights(path)
 

@@ -108,6 +108,7 @@ def _guarded(measure: Callable[[], int], unmeasured: list[str]) -> int | None:
 def _reset_device(device: str) -> int:
     import tensorflow as tf
 
+    device_info(device)  # says that nothing is counted; the next call would only say that it can't begin anew
     tf.config.experimental.reset_memory_stats(device)
     return device_info(device)["current"]
 

@@ -150,6 +150,7 @@ def accounting(card: Card, scale: Scale) -> Answer:
     with CurrentContext(card.driver, card.ordinal):
         free = int(card.driver.call("cuMemGetInfo"))
     try:
+        device_info(card.short)
         tf.config.experimental.reset_memory_stats(card.short)
         before = device_info(card.short)
     except ValueError as error:  # a device whose allocator keeps no statistics

@@ -162,7 +162,7 @@ def test_a_case_is_loaded_every_way(driver, small, tmp_path, case):
             assert row["memory"]["device_extra_bytes"] >= 0
         else:
             assert "device_extra_bytes" not in row["memory"]
-            assert any("llocator stats not available" in why for why in row["memory"]["unmeasured"])
+            assert any("Allocator stats not available" in why for why in row["memory"]["unmeasured"])
         assert sum(row["report"]["routes"].values()) == row["tensors"]
         assert row["report"]["repeated_seconds"]["execute"] > 0
     assert ways["direct"]["report"]["routes"].keys() == {"direct"}
