@@ -115,7 +115,7 @@ def _from_hdf5(what: str, library: Any, path: Any) -> dict[str, Any]:
     if str(path).endswith(".weights.h5"):
         raise NotCovered("fastassign reads a file of this name in the format of Keras 3")
 
-    def route(arguments: Arguments, options: LoadOptions | None) -> Executable:
+    def planner(arguments: Arguments, options: LoadOptions | None) -> Executable:
         group, model = list(arguments.values())[:2]
         if "layer_names" in group.file.attrs:
             raise NotCovered("the file holds two sets of weights")
@@ -124,7 +124,7 @@ def _from_hdf5(what: str, library: Any, path: Any) -> dict[str, Any]:
         return saved.plan(model, options, feeds=library.__name__.startswith("tf_keras."))
 
     name = "load_weights_from_hdf5_group"
-    return {name: redirect(what, getattr(library, name), route)}
+    return {name: redirect(what, getattr(library, name), planner)}
 
 
 def _load_state(
@@ -144,7 +144,7 @@ def _load_state(
         finally:
             store.close()
 
-    def route(arguments: Arguments, options: LoadOptions | None) -> Executable:
+    def planner(arguments: Arguments, options: LoadOptions | None) -> Executable:
         store = arguments["weights_store"]
         if not isinstance(store, (_Unopened, library.H5IOStore)):
             raise NotCovered(f"the weights are in a {type(store).__name__}")
@@ -161,7 +161,7 @@ def _load_state(
         if arguments["assets_store"] is not None:
             load_state(**{**arguments, "weights_store": spent()})
 
-    return redirect(what, stock, route, finish=assets)
+    return redirect(what, stock, planner, finish=assets)
 
 
 def _do_nothing(_: Any) -> None:

@@ -32,7 +32,7 @@ class Executable(Protocol):
 
 
 # Makes a load from the arguments of a call, by name, and the options in force.
-Route = Callable[[Mapping[str, Any], LoadOptions | None], Executable]
+Planner = Callable[[Mapping[str, Any], LoadOptions | None], Executable]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,7 +78,7 @@ def _in_force() -> Holder | None:
 def redirect(
     call: str,
     stock: Callable[..., Any],
-    route: Route,
+    planner: Planner,
     *,
     subject: str = "",
     finish: Callable[[Mapping[str, Any]], None] | None = None,
@@ -92,7 +92,7 @@ def redirect(
     stock : callable
         The function. It gets the calls that fastassign does not cover, calls from within another redirected call, and
         all calls while there is no holder.
-    route : callable
+    planner : callable
         Plans the load; raises ``NotCovered`` for calls that are left to the library.
     subject : str, optional
         The name of the argument to show in the log.
@@ -116,7 +116,7 @@ def redirect(
             arguments = _bind(signature, args, kwargs)
             what = _describe(call, arguments, subject)
             with _inside(), gc_paused():
-                report = route(arguments, holder.options).execute()
+                report = planner(arguments, holder.options).execute()
         except NotCovered as reason:
             tell_stock(what, reason)
         else:

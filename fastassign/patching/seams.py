@@ -55,8 +55,8 @@ class Seam:
         return owner, name, vars(owner)[name]
 
 
-def _call(call: str, subject: str, route: Any) -> Callable[[Any], Callable[..., Any]]:
-    return partial(redirect, call, route=route, subject=subject)
+def _call(call: str, subject: str, planner: Any) -> Callable[[Any], Callable[..., Any]]:
+    return partial(redirect, call, planner=planner, subject=subject)
 
 
 def _within(call: str, subject: str, inner: Any, calls: tuple[str, ...]) -> Callable[[Any], Callable[..., Any]]:
