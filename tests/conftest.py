@@ -9,6 +9,7 @@ leaves them out. The summary names those that should have the mark: by processor
 the machine is.
 """
 
+import gc
 import os
 import time
 
@@ -70,6 +71,12 @@ def pytest_collection_modifyitems(items):
     """Put the longest files first; `sort` leaves the others in their order."""
     rank = {name: number for number, name in enumerate(FIRST)}
     items.sort(key=lambda item: rank.get(_name_of(item.nodeid), len(rank)))
+
+
+def pytest_collection_finish():
+    """Let the garbage collector pass over what all tests share: TensorFlow alone is a million objects."""
+    gc.collect()
+    gc.freeze()
 
 
 def _name_of(nodeid):

@@ -10,6 +10,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras
 
 import fastassign
@@ -197,6 +198,16 @@ def test_load_model(path, library):
                     assert any(np.array_equal(array, slot) for slot in slots)
 
 
+def predicted(model, inputs):
+    """Return what a model computes; ``None`` where TensorFlow's own ops can't."""
+    try:
+        return model(inputs, training=False)
+    except tf.errors.InvalidArgumentError as error:
+        if "only supports NHWC" not in str(error):
+            raise
+        return None
+
+
 @pytest.mark.slow
 @named(WHOLE_HDF5)
 def test_predictions(path):
@@ -208,7 +219,9 @@ def test_predictions(path):
     inputs = [
         (rng.random(shape) * 5).astype(each.dtype.name) for shape, each in zip(shapes, theirs.inputs, strict=True)
     ]
-    found = [model(inputs if len(inputs) > 1 else inputs[0], training=False) for model in (ours, theirs)]
+    found = [predicted(model, inputs if len(inputs) > 1 else inputs[0]) for model in (ours, theirs)]
+    if found[1] is None:  # Keras 3 transposes by itself
+        pytest.skip("tf_keras can't predict: without oneDNN TensorFlow does not compute channels first on a processor")
     one, other = ([np.asarray(each) for each in (out if isinstance(out, (list, tuple)) else [out])] for out in found)
     for a, b in zip(one, other, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
