@@ -1,6 +1,6 @@
 """What every test needs: a quiet TensorFlow, an index cache of its own, and its place among the workers.
 
-``make test`` runs the tests in two processes (pytest-xdist), a file's tests in one of them and in their order: a
+``make test`` runs the tests in three processes (pytest-xdist), a file's tests in one of them and in their order: a
 model or a file that a module's fixture makes is made once. The files that measure memory, or whose threads need the
 processor, are one group: two of them never run side by side. The longest come first, so that none is left for the end.
 
