@@ -9,7 +9,6 @@ from types import MappingProxyType
 from typing import Any
 
 from fastassign.catalog.origin import Origin
-from fastassign.catalog.records import TensorRecord
 from fastassign.errors import FastAssignError
 from fastassign.matching.assignment import Matching
 from fastassign.options import LoadOptions
@@ -64,7 +63,7 @@ class Plan:
     def nbytes(self) -> int:
         """Bytes that the load reads from the file, decoded."""
         converted = sum(conversion.recipe.nbytes for conversion in self.matching.conversions.values())
-        return self.schedule.nbytes + sum(record.nbytes for record in self.hook_records) + converted
+        return self.schedule.nbytes + sum(record.nbytes for record in self.matching.hook_records) + converted
 
     @property
     def staging_bytes(self) -> int:
@@ -75,11 +74,6 @@ class Plan:
     def fallbacks(self) -> tuple[str, ...]:
         """For each device that is reached by TensorFlow's own copy: the missing part and its cost."""
         return self.schedule.fallbacks
-
-    @property
-    def hook_records(self) -> list[TensorRecord]:
-        """The records of layers that load themselves."""
-        return [record for hook in self.matching.hooks for record in hook.records.values()]
 
     def execute(self, progress: bool | Callback | None = None) -> Report:
         """Carry the plan out.

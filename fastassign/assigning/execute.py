@@ -236,7 +236,7 @@ class _Execution:
 
     def _read_hooks(self) -> None:
         """Read the arrays that hooks will ask for, so that nothing is read while variables change."""
-        for record in (record for hook in self._work.matching.hooks for record in hook.records.values()):
+        for record in self._work.matching.hook_records:
             self._commit_point.check()
             self._hook_arrays[record.key] = self._read_array(record)
         self._opened.check_unchanged()

@@ -178,6 +178,11 @@ class Matching:
         assigned: list[Assignment | Conversion] = [*self.assignments.values(), *self.conversions.values()]
         return [each.target for each in assigned]
 
+    @property
+    def hook_records(self) -> list[TensorRecord]:
+        """Records of the objects that load themselves."""
+        return [record for hook in self.hooks for record in hook.records.values()]
+
 
 def fit(record: TensorRecord, target: Target) -> Fit:
     """Tell how a record's values become the variable's."""

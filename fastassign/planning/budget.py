@@ -36,7 +36,7 @@ def together_bytes(placements: Collection[Placement], matching: Matching, copied
     copied : int
         Bytes that the library's own assign takes for copies.
     """
-    hooks = sum(record.nbytes for hook in matching.hooks for record in hook.records.values())
+    hooks = sum(record.nbytes for record in matching.hook_records)
     # Of conversions: all results, and the arrays that one of them is made from. Those are freed before the library
     # copies.
     conversions = matching.conversions.values()
